@@ -1,0 +1,79 @@
+// Decides what the group computes next. A library: no I/O, no clock, no threads, no device. The
+// leader drives it; so do tests.
+//
+//   Submit / Cancel  ->  Plan()  ->  (the ranks run the step)  ->  Complete(result)
+//
+// Owner: the engine thread. Invariants: engine/README.md.
+#pragma once
+#include <array>
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "engine/step_plan.h"
+
+namespace lapidary {
+
+struct SchedulerConfig {
+  std::array<int32_t, kKvFamilies> pages = {0, 0};  // pool sizes; 0 with no layer of that family
+  int32_t window = 0;                 // of the sliding family; 0: no sliding layers
+  int32_t max_context = 0;            // tokens of prompt and output
+  int32_t max_running = 64;           // sequences in a step
+  int32_t max_step_tokens = 512;      // token budget of a step
+  int32_t max_queued = 4096;          // beyond: RESOURCE_EXHAUSTED
+  uint64_t epoch = 1;
+};
+
+enum class FinishReason : uint8_t { kNone, kStop, kLength, kCancelled, kError };
+
+// A request as the group receives it. `tokens` is prompt then already generated tokens.
+struct EngineRequest {
+  NewSequence sequence;
+  double submit_time = 0;  // seconds, given by the caller; only subtracted
+};
+
+// What happened to one request in a step.
+struct EngineEvent {
+  RequestId id;
+  std::vector<ScoredToken> tokens;          // new, in order
+  std::vector<ScoredToken> prompt_scored;   // positions 1.. as they become known
+  FinishReason finish = FinishReason::kNone;
+  TokenId stop_id = -1;  // the stop id that ended it
+  absl::Status error;    // with kError
+};
+
+// Numbers for metrics, cheap to copy.
+struct EngineStats {
+  int32_t waiting = 0;
+  int32_t running = 0;
+  int64_t waiting_tokens = 0;
+  std::array<int32_t, kKvFamilies> pages_used = {0, 0};
+  std::array<int32_t, kKvFamilies> pages_total = {0, 0};
+  uint64_t preemptions = 0;
+  uint64_t steps = 0;
+  uint64_t decode_rows = 0;     // summed over steps
+  uint64_t prefill_tokens = 0;  // summed over steps
+};
+
+class Scheduler {
+ public:
+  static std::unique_ptr<Scheduler> Create(const SchedulerConfig& config);
+  virtual ~Scheduler() = default;
+
+  // INVALID_ARGUMENT for what can never fit (says needed and available), RESOURCE_EXHAUSTED when the
+  // queue is full, ALREADY_EXISTS for a live id.
+  virtual absl::Status Submit(EngineRequest request, double now) = 0;
+  // Ends a request; its pages are freed once no submitted step reads them. Unknown ids are ignored.
+  virtual void Cancel(RequestId id) = 0;
+  // The next step, or nothing when there is nothing to compute (or all of it is in flight).
+  virtual std::optional<StepPlan> Plan(double now) = 0;
+  // Results of the oldest step in flight. Events in the plan's row order, then cancellations.
+  virtual std::vector<EngineEvent> Complete(const StepResult& result, double now) = 0;
+  // True when no request is waiting, running or retiring.
+  virtual bool idle() const = 0;
+  virtual EngineStats stats() const = 0;
+};
+
+}  // namespace lapidary

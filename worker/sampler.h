@@ -1,0 +1,56 @@
+// Sharded logits to the same token ids on every rank.
+//
+// Each rank selects candidates of its vocabulary shard; ranks exchange candidates and normalisers and
+// each arrives at the same id. Where a filter cannot be decided from candidates (top-p or min-p
+// without top-k on very flat rows), the row's logits are gathered: exact always, fast usually.
+#pragma once
+#include <cstdint>
+#include <memory>
+#include <unordered_map>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "engine/sampling_params.h"
+#include "engine/step_plan.h"
+#include "kernels/thread_team.h"
+#include "worker/comm/communicator.h"
+#include "worker/model_runner.h"
+
+namespace lapidary {
+
+// How often each token occurred: prompt (for repetition) and output (for all penalties).
+struct TokenCounts {
+  std::unordered_map<TokenId, int32_t> output;
+  std::unordered_map<TokenId, int32_t> prompt;  // filled only with a repetition penalty
+};
+
+// One row of logits and what is wanted of it.
+struct SampleRow {
+  int32_t logits_row = 0;
+  bool samples = false;                    // choose the token at `position`
+  const SamplingParams* params = nullptr;  // outlives the step
+  const TokenCounts* counts = nullptr;     // state before the token; outlives the step
+  uint32_t choice = 0;
+  int32_t position = 0;         // absolute position of the token this row predicts
+  int32_t generated = 0;        // tokens generated before it (min_tokens)
+  TokenId scored_token = -1;    // >= 0: the logprob of this token is wanted (prompt logprobs)
+  int32_t top_logprobs = 0;     // how many best tokens to report
+  bool wants_logprob = false;
+};
+
+struct SampledRow {
+  ScoredToken sampled;  // id -1 unless samples
+  ScoredToken scored;   // id -1 unless scored_token >= 0
+};
+
+class Sampler {
+ public:
+  static std::unique_ptr<Sampler> Create(ThreadTeam& team, Communicator& comm, int64_t vocab);
+  virtual ~Sampler() = default;
+  // Enqueues on the stream after the forward that fills `logits`; `out` is valid after the stream
+  // has been synchronised. Every rank passes the same rows.
+  virtual void Sample(const LogitsView& logits, std::vector<SampleRow> rows, Stream& stream,
+                      std::vector<SampledRow>* out) = 0;
+};
+
+}  // namespace lapidary
