@@ -1,0 +1,49 @@
+// Everything a coordinator can be told. Flags fill it (cli/); components get it by const&.
+#pragma once
+#include <cstdint>
+#include <string>
+
+#include "absl/status/status.h"
+#include "absl/time/time.h"
+
+namespace lapidary {
+
+struct CoordinatorConfig {
+  // Where it listens, HOST:PORT; port 0 takes any free one. Anything but loopback needs `insecure`.
+  std::string listen = "127.0.0.1:50051";          // clients: lapidary.v1, health, reflection
+  std::string worker_listen = "127.0.0.1:50052";   // workers: lapidary.cluster.v1
+  std::string metrics_listen = "127.0.0.1:50053";  // HTTP: /metrics, /livez, /readyz
+  bool insecure = false;  // allows plain text on other than loopback addresses
+
+  // What it serves.
+  std::string model_path;         // directory or GGUF file, as coordinator and workers see it
+  std::string served_model_name;  // empty: the path's last part
+  std::string compute = "bf16";   // fp32, bf16 or int8
+  std::string arith = "auto";     // auto, or an arithmetic's name: resolved by the leader
+  int tensor_parallel = 1;        // ranks of the group, 1 to 64
+
+  // Limits of the engine, told to the workers.
+  int64_t max_context = 0;    // tokens of prompt and output; 0: the model's, as far as KV holds it
+  int max_running = 64;       // sequences computed together
+  int max_step_tokens = 512;  // token budget of a step
+  int max_queued = 4096;      // requests waiting in the engine; beyond: RESOURCE_EXHAUSTED
+  int64_t kv_bytes = 1LL << 30;  // per rank, both families
+
+  // Limits of the service.
+  int64_t max_request_bytes = 4LL << 20;  // of one client message
+  int64_t slow_reader_bytes = 1LL << 20;  // queued for one client before its clock starts
+  absl::Duration slow_reader_timeout = absl::Seconds(30);    // so long above it: cancelled
+  absl::Duration worker_connect_timeout = absl::Minutes(1);  // then missing workers are an error
+  absl::Duration drain_timeout = absl::Minutes(5);  // streams still open then end with UNAVAILABLE
+  absl::Duration retry_delay = absl::Seconds(1);    // what RetryInfo advises
+
+  bool reflection = true;
+  bool compat_metrics = true;  // also the vllm:* names that routers and dashboards read
+
+  // INVALID_ARGUMENT with every problem, one a line; OK when it can be started.
+  absl::Status Validate() const;
+  // served_model_name, or its default.
+  std::string ServedName() const;
+};
+
+}  // namespace lapidary

@@ -1,0 +1,41 @@
+// What a coordinator knows about a group: for probes, metrics, messages and the start-up progress.
+#pragma once
+#include <cstdint>
+#include <string>
+
+#include "absl/time/time.h"
+
+namespace lapidary {
+
+enum class GroupPhase {
+  kWaiting,  // for workers to connect
+  kLoading,  // all connected and assigned, weights on the way
+  kReady,
+  kDraining,
+};
+
+struct GroupState {
+  GroupPhase phase = GroupPhase::kWaiting;
+  uint64_t epoch = 0;  // of the current or the last group; 0 before the first
+  int size = 1;        // ranks wanted
+  int connected = 0;   // workers registered
+  int64_t loaded_bytes = 0, total_bytes = 0;  // summed over ranks, while loading
+  std::string last_failure;  // why the last epoch ended or workers are overdue; empty: no failure
+
+  // Once ready; bytes are sums over ranks, pages are each rank's.
+  int64_t weights_bytes = 0, kv_bytes = 0, workspace_bytes = 0;
+  int64_t sliding_pages = 0, global_pages = 0;
+  int64_t max_context = 0;
+  std::string arith;
+
+  // The leader's latest numbers.
+  int64_t waiting = 0, running = 0, waiting_tokens = 0;
+  int64_t sliding_pages_used = 0, global_pages_used = 0;
+  uint64_t preemptions = 0, steps = 0, decode_rows = 0, prefill_tokens = 0;
+
+  bool ready() const { return phase == GroupPhase::kReady; }
+  // One line for people: "1 of 2 workers connected".
+  std::string Describe() const;
+};
+
+}  // namespace lapidary
