@@ -6,11 +6,13 @@
 #include <functional>
 #include <memory>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "absl/status/statusor.h"
 #include "common/base/dtype.h"
 #include "common/base/ids.h"
+#include "kernels/thread_team.h"
 #include "model/checkpoint.h"
 #include "model/shard_plan.h"
 #include "worker/comm/communicator.h"
@@ -20,22 +22,23 @@ namespace lapidary {
 
 struct RunnerOptions {
   ComputeType compute = ComputeType::kBf16;
-  std::string arith = "auto";  // auto, or a kernels/gemm Arithmetic name: the group's resolved choice
+  std::string arith =
+      "auto";  // auto, or a kernels/gemm Arithmetic name: the group's resolved choice
   int threads = 1;
-  std::vector<int> cpus;         // pinning, one per thread; empty: none
-  int max_step_tokens = 512;     // sizes the workspace
+  std::vector<int> cpus;      // pinning, one per thread; empty: none
+  int max_step_tokens = 512;  // sizes the workspace
   int max_running = 64;
-  int max_logits_rows = 576;     // rows of logits in one step; more are computed in slices
+  int max_logits_rows = 576;  // rows of logits in one step; more are computed in slices
   int64_t max_context = 8192;
 };
 
 // The batch of one step, host side. T tokens of B sequences, packed; sequence b owns tokens
 // [seq_begin[b], seq_begin[b+1]).
 struct HostBatch {
-  std::vector<TokenId> token_ids;     // [T]
-  std::vector<int32_t> positions;     // [T] absolute
-  std::vector<int32_t> seq_begin;     // [B + 1]
-  std::vector<int32_t> context_len;   // [B] keys after this step: start + len
+  std::vector<TokenId> token_ids;    // [T]
+  std::vector<int32_t> positions;    // [T] absolute
+  std::vector<int32_t> seq_begin;    // [B + 1]
+  std::vector<int32_t> context_len;  // [B] keys after this step: start + len
   // [B] page tables per family: entry i covers positions [16 i, 16 i + 16). Entries behind the
   // window may be stale and are not read.
   std::array<std::vector<const std::vector<PageId>*>, kKvFamilies> page_tables;
@@ -43,7 +46,7 @@ struct HostBatch {
 };
 
 // Logits of the last Forward: [L, stride] fp32, this rank's vocabulary shard, soft-capped. Device
-// memory, valid until the next Forward is enqueued.
+// memory, valid until the next Forward or EnqueueLogits is enqueued.
 struct LogitsView {
   float* data = nullptr;
   int64_t rows = 0;
@@ -69,12 +72,17 @@ class ModelRunner {
   // All ranks call it with the same batch. logits() is valid once the stream has reached it.
   virtual absl::Status Forward(const HostBatch& batch) = 0;
   virtual LogitsView logits() const = 0;
+  // With more than max_logits_rows wanted, Forward leaves the first max_logits_rows in logits() and
+  // this enqueues the next slice, from wanted row `first_row` on; logits() then holds it.
+  virtual void EnqueueLogits(int64_t first_row) = 0;
   virtual Stream& stream() = 0;
+  // CPU: the rank's threads. To be used from work on stream() alone (the sampler's).
+  virtual ThreadTeam& team() = 0;
   virtual const std::string& resolved_arith() const = 0;
 
   // For `debug`: called on the stream with each named intermediate, [rows, width] fp32. Empty: off.
-  using Probe = std::function<void(std::string_view name, const float* data, int64_t rows,
-                                   int64_t width)>;
+  using Probe =
+      std::function<void(std::string_view name, const float* data, int64_t rows, int64_t width)>;
   virtual void set_probe(Probe probe) = 0;
 };
 

@@ -1,5 +1,5 @@
-// A device queue: work runs in the order enqueued, asynchronously to the caller. The CPU's is a real
-// queue with its own thread; CUDA's is a cudaStream_t.
+// A device queue: work runs in the order enqueued, asynchronously to the caller. The CPU's is a
+// real queue with its own thread; CUDA's is a cudaStream_t.
 #pragma once
 #include <functional>
 #include <memory>
