@@ -31,6 +31,8 @@ class Communicator {
 
   // Fails every pending and later operation with `reason` (UNAVAILABLE); from any thread.
   virtual void Abort(const std::string& reason) = 0;
+  // From now on a rank silent for so long ends the group. Long while ranks load, short afterwards.
+  virtual void set_operation_timeout(absl::Duration) {}
 };
 
 // `size` communicators that meet in this process.
