@@ -3,6 +3,8 @@
 //
 //   Submit / Cancel  ->  Plan()  ->  (the ranks run the step)  ->  Complete(result)
 //
+// A request ends in exactly one event whose `finish` is not kNone; nothing about it follows.
+//
 // Owner: the engine thread. Invariants: engine/README.md.
 #pragma once
 #include <array>
@@ -18,11 +20,12 @@ namespace lapidary {
 
 struct SchedulerConfig {
   std::array<int32_t, kKvFamilies> pages = {0, 0};  // pool sizes; 0 with no layer of that family
-  int32_t window = 0;                 // of the sliding family; 0: no sliding layers
-  int32_t max_context = 0;            // tokens of prompt and output
-  int32_t max_running = 64;           // sequences in a step
-  int32_t max_step_tokens = 512;      // token budget of a step
-  int32_t max_queued = 4096;          // beyond: RESOURCE_EXHAUSTED
+  int32_t window = 0;                               // of the sliding family; 0: no sliding layers
+  int32_t max_context = 0;                          // tokens of prompt and output
+  int32_t max_running = 64;                         // sequences in a step
+  int32_t max_step_tokens = 512;                    // token budget of a step
+  int32_t max_queued = 4096;                        // beyond: RESOURCE_EXHAUSTED
+  int32_t max_in_flight = 1;                        // steps submitted and not completed, 1 or 2
   uint64_t epoch = 1;
 };
 
@@ -37,11 +40,12 @@ struct EngineRequest {
 // What happened to one request in a step.
 struct EngineEvent {
   RequestId id;
-  std::vector<ScoredToken> tokens;          // new, in order
-  std::vector<ScoredToken> prompt_scored;   // positions 1.. as they become known
+  std::vector<ScoredToken> tokens;         // new, in order
+  std::vector<ScoredToken> prompt_scored;  // positions 1.. as they become known
   FinishReason finish = FinishReason::kNone;
-  TokenId stop_id = -1;  // the stop id that ended it
-  absl::Status error;    // with kError
+  TokenId stop_id = -1;       // the stop id that ended it
+  absl::Status error;         // with kError
+  double queue_seconds = -1;  // submission to first row; in the request's first event with a row
 };
 
 // Numbers for metrics, cheap to copy.
@@ -62,15 +66,18 @@ class Scheduler {
   static std::unique_ptr<Scheduler> Create(const SchedulerConfig& config);
   virtual ~Scheduler() = default;
 
-  // INVALID_ARGUMENT for what can never fit (says needed and available), RESOURCE_EXHAUSTED when the
-  // queue is full, ALREADY_EXISTS for a live id.
+  // INVALID_ARGUMENT for what can never fit (says needed and available), RESOURCE_EXHAUSTED when
+  // the queue is full, ALREADY_EXISTS for a live id.
   virtual absl::Status Submit(EngineRequest request, double now) = 0;
   // Ends a request; its pages are freed once no submitted step reads them. Unknown ids are ignored.
   virtual void Cancel(RequestId id) = 0;
-  // The next step, or nothing when there is nothing to compute (or all of it is in flight).
+  // The next step, or nothing when there is nothing to compute (or enough is in flight).
   virtual std::optional<StepPlan> Plan(double now) = 0;
   // Results of the oldest step in flight. Events in the plan's row order, then cancellations.
   virtual std::vector<EngineEvent> Complete(const StepResult& result, double now) = 0;
+  // Events that no step brings: what was cancelled while nothing is in flight. Ask after Cancel()
+  // and whenever Plan() returned nothing; otherwise the next Complete() has them.
+  virtual std::vector<EngineEvent> TakeEvents() = 0;
   // True when no request is waiting, running or retiring.
   virtual bool idle() const = 0;
   virtual EngineStats stats() const = 0;

@@ -1,5 +1,5 @@
-// What the leader tells every rank to do in one step, and what a step gives back. Plain structs: the
-// contract between scheduler, executor and plan channel. New requests in full, known ones as
+// What the leader tells every rank to do in one step, and what a step gives back. Plain structs:
+// the contract between scheduler, executor and plan channel. New requests in full, known ones as
 // differences.
 #pragma once
 #include <array>
@@ -50,6 +50,8 @@ struct PlanRow {
   std::array<std::vector<PageId>, kKvFamilies> pages_added;
 };
 
+// A rank applies `finished`, then `added`, then computes `rows`: an id may be forgotten and begin
+// anew in one plan.
 struct StepPlan {
   uint64_t epoch = 0;
   uint64_t step = 0;
@@ -73,8 +75,10 @@ struct ScoredToken {
 
 struct StepResultRow {
   RequestId seq;
-  std::vector<ScoredToken> sampled;         // 0 to k tokens
-  std::vector<ScoredToken> prompt_scored;   // for positions start+1 .. of a kAll row
+  std::vector<ScoredToken> sampled;  // 0 to k tokens
+  // Of a kAll row: positions start + 1 to min(start + len, prompt_len - 1), in order. (Position 0
+  // has nothing before it; what follows the prompt is sampled, not scored.)
+  std::vector<ScoredToken> prompt_scored;
 };
 
 struct StepResult {
