@@ -1,5 +1,5 @@
-// y = x * W^T for packed weights, from 1 row to many. A row's bits depend on nothing but that row and
-// the weights: not on the batch, its place in it, or the number of threads.
+// y = x * W^T for packed weights, from 1 row to many. A row's bits depend on nothing but that row
+// and the weights: not on the batch, its place in it, or the number of threads.
 #pragma once
 #include <cstdint>
 #include <memory>

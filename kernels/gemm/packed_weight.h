@@ -1,7 +1,8 @@
 // Packed weights: how a matrix lies in memory so that one linear read feeds the tile kernels.
 //
-// 32 output columns in the SIMD lanes make a panel; a panel is its K blocks one after the other, with
-// scales in the stream. N and K of any size: the last panel and the last block are padded with zeros.
+// 32 output columns in the SIMD lanes make a panel; a panel is its K blocks one after the other,
+// with scales in the stream. N and K of any size: the last panel and the last block are padded with
+// zeros.
 #pragma once
 #include <cstddef>
 #include <cstdint>
@@ -61,7 +62,8 @@ struct PackedWeight {
 
   WeightFormat format = WeightFormat::kFp32;
   int64_t n = 0, k = 0;
-  float output_scale = 1.0f;  // power of two applied to the output (block scales below fp16's normals)
+  float output_scale =
+      1.0f;  // power of two applied to the output (block scales below fp16's normals)
   HugeBuffer data;
 };
 

@@ -1,7 +1,7 @@
 // Philox4x32-10, the counter-based random generator (Salmon et al., SC 2011).
 //
-// Key: the request's 64-bit seed. Counter: (absolute position, choice index, purpose, token id or 0).
-// So a token depends on its request alone, never on who computes it or what runs beside it.
+// Key: the request's 64-bit seed. Counter: (absolute position, choice index, purpose, token id or
+// 0). So a token depends on its request alone, never on who computes it or what runs beside it.
 #pragma once
 #include <array>
 #include <cstdint>
@@ -24,7 +24,8 @@ inline std::array<uint32_t, 4> Philox4x32(std::array<uint32_t, 4> counter,
 }
 
 // Uniform in [0, 1), 24 bits.
-inline float UniformFloat(uint64_t seed, uint32_t position, uint32_t choice, RandomPurpose purpose) {
+inline float UniformFloat(uint64_t seed, uint32_t position, uint32_t choice,
+                          RandomPurpose purpose) {
   const std::array<uint32_t, 4> bits =
       Philox4x32({position, choice, static_cast<uint32_t>(purpose), 0},
                  {static_cast<uint32_t>(seed), static_cast<uint32_t>(seed >> 32)});

@@ -1,0 +1,39 @@
+// What the driver hands to a compiled tile kernel: some query rows of one sequence and one kv head.
+#pragma once
+#include <cstdint>
+
+#include "kernels/attention/kv_page.h"
+
+namespace lapidary::attention_internal {
+
+inline constexpr int kMaxRows = 12;
+inline constexpr int kMaxColumns = 1024;  // head_dim
+
+// Plain numbers: an inline member function would be compiled with AVX-512 in one of the two kernels
+// and shared with the other.
+struct TileTask {
+  KvType type = KvType::kBf16;
+  int head_dim = 0;
+  int key_columns = 0, value_columns = 0;
+  int64_t key_bytes = 0;
+  const uint8_t* pool = nullptr;  // plus the head's offset inside a page
+  int64_t page_bytes = 0;
+  const int32_t* pages = nullptr;
+  int rows = 0;              // 1 to kMaxRows
+  const float* q[kMaxRows];  // [head_dim]
+  float* out[kMaxRows];      // [head_dim]; may be q
+  int32_t first[kMaxRows];   // keys [first, last) of each row, not empty
+  int32_t last[kMaxRows];
+};
+
+// Per thread; a quarter of it is in use at head_dim 256, which with a page still fits L1.
+struct alignas(64) TileScratch {
+  float q[kMaxRows * kMaxColumns];
+  float acc[kMaxRows * kMaxColumns];
+  float p[kMaxRows * 16];
+};
+
+void RunTileAvx2(const TileTask& task, TileScratch& scratch);
+void RunTileAvx512(const TileTask& task, TileScratch& scratch);
+
+}  // namespace lapidary::attention_internal
