@@ -1,0 +1,154 @@
+// What the command line asked for: one struct per subcommand, filled by flags.cc alone.
+#pragma once
+#include <cstdint>
+#include <map>
+#include <optional>
+#include <string>
+#include <vector>
+
+namespace lapidary {
+
+struct LogFlags {
+  std::string level = "info";   // debug, info, warning, error, off
+  std::string format = "text";  // text, json
+};
+
+// Of the engine: told to the coordinator, which tells the workers.
+struct EngineFlags {
+  std::string model_path;
+  std::string served_model_name;  // empty: the checkpoint's folder or file name
+  int tensor_parallel = 1;        // ranks of a group, 1 to 64
+  std::string compute = "auto";   // auto, fp32, bf16, int8
+  std::string arith = "auto";     // auto, or an arithmetic's name
+  int64_t max_context = 0;        // tokens; 0: the model's, as far as the KV pool holds it
+  int max_running = 64;           // sequences in a step, 1 to 4096
+  int max_step_tokens = 512;      // token budget of a step, at least max_running
+  int max_queued = 4096;
+  int64_t kv_bytes = int64_t{1} << 30;  // per rank
+};
+
+struct ListenFlags {
+  std::string host = "127.0.0.1";
+  int port = 50051;         // 0: any free one
+  int metrics_port = 9464;  // 0: any free one
+  bool insecure = false;    // allow a host other than loopback without TLS
+  bool reflection = true;
+  bool vllm_metrics = true;
+};
+
+struct CoordinatorFlags {
+  EngineFlags engine;
+  ListenFlags listen;
+  std::string worker_host = "127.0.0.1";
+  int worker_port = 0;
+  double worker_connect_timeout_s = 60;
+  double drain_timeout_s = 60;
+  int announce_fd = -1;
+};
+
+struct WorkerFlags {
+  std::string coordinator;  // host:port
+  int rank = -1;            // -1: whichever is free
+  int threads = 1;
+  std::vector<int> cpus;
+  std::string metrics_host = "127.0.0.1";
+  int metrics_port = 0;
+  double connect_timeout_s = 60;
+};
+
+struct ServeFlags {
+  EngineFlags engine;
+  ListenFlags listen;
+  int threads = 0;  // per rank; 0: the CPUs of this process shared out
+  double drain_timeout_s = 60;
+  std::string address_file;  // written once ready: "host:port\n"
+};
+
+struct GenerateFlags {
+  ServeFlags local;    // used when `server` is empty
+  std::string server;  // host:port of a running one
+  std::string model;   // served name to ask for
+  std::optional<std::string> prompt;
+  std::string prompt_file;
+  std::vector<uint32_t> prompt_ids;
+  bool has_prompt_ids = false;
+  std::string chat;    // a single user message, rendered in the chat format
+  std::string system;  // with chat
+  bool thinking = false;
+
+  uint32_t max_tokens = 256;
+  uint32_t min_tokens = 0;
+  uint32_t n = 1;
+  std::optional<float> temperature, top_p, min_p, repetition_penalty, presence_penalty,
+      frequency_penalty;
+  std::optional<uint32_t> top_k;
+  std::optional<uint64_t> seed;
+  std::map<uint32_t, float> logit_bias;
+  std::vector<std::string> stop;
+  std::vector<uint32_t> stop_token_ids;
+  bool ignore_eos = false;
+  std::optional<uint32_t> logprobs, prompt_logprobs;
+  bool keep_special = false;
+  bool json = false;
+  bool echo = false;
+  bool stats = false;
+};
+
+struct ChatFlags {
+  GenerateFlags generate;  // sampling, server or path
+};
+
+struct TokenizeFlags {
+  std::string model_path;  // or server
+  std::string server;
+  std::string text;
+  bool from_stdin = false;
+  bool bos = false;
+  bool special = false;
+  bool json = false;
+  std::vector<uint32_t> decode;
+  bool has_decode = false;
+};
+
+struct InspectFlags {
+  std::string model_path;
+};
+
+struct DebugFlags {
+  std::string action;  // record, compare
+  std::string model_path;
+  std::string file;
+  std::vector<int32_t> prompt_ids;
+  std::string compute = "fp32";
+  int threads = 1;
+};
+
+struct CommandLine {
+  enum class Command {
+    kExit,  // help or a mistake: `exit_code` says which
+    kServe,
+    kCoordinator,
+    kWorker,
+    kGenerate,
+    kChat,
+    kTokenize,
+    kInspect,
+    kDebug,
+  };
+  Command command = Command::kExit;
+  int exit_code = 0;
+  LogFlags log;
+  ServeFlags serve;
+  CoordinatorFlags coordinator;
+  WorkerFlags worker;
+  GenerateFlags generate;
+  ChatFlags chat;
+  TokenizeFlags tokenize;
+  InspectFlags inspect;
+  DebugFlags debug;
+};
+
+// Prints help and mistakes itself.
+CommandLine ParseCommandLine(int argc, char** argv);
+
+}  // namespace lapidary
