@@ -21,9 +21,8 @@ class GrpcApiClient : public ApiClient {
   explicit GrpcApiClient(std::shared_ptr<grpc::Channel> channel)
       : stub_(v1::LapidaryService::NewStub(channel)) {}
 
-  absl::Status Generate(
-      const v1::GenerateRequest& request,
-      const std::function<bool(const v1::GenerateResponse&)>& on_event) override {
+  absl::Status Generate(const v1::GenerateRequest& request,
+                        const std::function<bool(const v1::GenerateResponse&)>& on_event) override {
     grpc::ClientContext context;
     const std::unique_ptr<grpc::ClientReader<v1::GenerateResponse>> reader =
         stub_->Generate(&context, request);

@@ -13,37 +13,39 @@ constexpr char kIntro[] =
     "  lapidary serve MODEL                            serve it on this machine\n"
     "  lapidary generate --server 127.0.0.1:50051 --prompt 'Once upon a time'\n"
     "  lapidary generate MODEL --prompt 'Once upon a time'    without a server\n\n"
-    "MODEL is a Hugging Face directory (config.json, *.safetensors, tokenizer.json) or a GGUF file.\n"
+    "MODEL is a Hugging Face directory (config.json, *.safetensors, tokenizer.json) or a GGUF "
+    "file.\n"
     "`lapidary COMMAND --help` explains each command with examples.";
 
 // "1GiB", "512MiB", "2e9", "1073741824".
 CLI::Option* AddBytes(CLI::App* app, const std::string& name, int64_t& target,
                       const std::string& help) {
-  return app->add_option_function<std::string>(
-                name,
-                [&target](const std::string& text) {
-                  size_t used = 0;
-                  double value = 0;
-                  try {
-                    value = std::stod(text, &used);
-                  } catch (const std::exception&) {
-                    throw CLI::ValidationError("not a size: " + text + " (try 512MiB or 2GiB)");
-                  }
-                  const std::string unit = text.substr(used);
-                  const double factor = unit.empty() || unit == "B" ? 1
-                                        : unit == "KiB" || unit == "K" ? 0x1p10
-                                        : unit == "MiB" || unit == "M" ? 0x1p20
-                                        : unit == "GiB" || unit == "G" ? 0x1p30
-                                        : unit == "TiB" || unit == "T" ? 0x1p40
-                                        : unit == "GB"                 ? 1e9
-                                        : unit == "MB"                 ? 1e6
-                                                                       : -1;
-                  if (factor < 0 || value <= 0 || value * factor > 0x1p60) {
-                    throw CLI::ValidationError("not a size: " + text + " (try 512MiB or 2GiB)");
-                  }
-                  target = static_cast<int64_t>(value * factor);
-                },
-                help)
+  return app
+      ->add_option_function<std::string>(
+          name,
+          [&target](const std::string& text) {
+            size_t used = 0;
+            double value = 0;
+            try {
+              value = std::stod(text, &used);
+            } catch (const std::exception&) {
+              throw CLI::ValidationError("not a size: " + text + " (try 512MiB or 2GiB)");
+            }
+            const std::string unit = text.substr(used);
+            const double factor = unit.empty() || unit == "B"    ? 1
+                                  : unit == "KiB" || unit == "K" ? 0x1p10
+                                  : unit == "MiB" || unit == "M" ? 0x1p20
+                                  : unit == "GiB" || unit == "G" ? 0x1p30
+                                  : unit == "TiB" || unit == "T" ? 0x1p40
+                                  : unit == "GB"                 ? 1e9
+                                  : unit == "MB"                 ? 1e6
+                                                                 : -1;
+            if (factor < 0 || value <= 0 || value * factor > 0x1p60) {
+              throw CLI::ValidationError("not a size: " + text + " (try 512MiB or 2GiB)");
+            }
+            target = static_cast<int64_t>(value * factor);
+          },
+          help)
       ->type_name("BYTES");
 }
 
@@ -88,12 +90,14 @@ void AddServe(CLI::App* app, ServeFlags& f, bool model_required) {
 template <class T>
 void AddOptional(CLI::App* app, const std::string& name, std::optional<T>& target,
                  const std::string& help) {
-  app->add_option_function<T>(name, [&target](const T& value) { target = value; }, help);
+  app->add_option_function<T>(
+      name, [&target](const T& value) { target = value; }, help);
 }
 
 void AddSampling(CLI::App* app, GenerateFlags& f) {
   const std::string group = "Sampling";
-  app->add_option("--max-tokens", f.max_tokens, "Most tokens to generate; 0: what the context holds");
+  app->add_option("--max-tokens", f.max_tokens,
+                  "Most tokens to generate; 0: what the context holds");
   app->add_option("--min-tokens", f.min_tokens, "No end of sequence before this many");
   AddOptional(app, "--temperature", f.temperature, "0 is greedy (default: the model's, else 1)");
   AddOptional(app, "--top-k", f.top_k, "Keep the k best; 0 keeps all");
@@ -154,7 +158,8 @@ void AddGenerate(CLI::App* app, GenerateFlags& f) {
       "Examples:\n"
       "  lapidary generate gemma.gguf --prompt 'Once upon a time' --temperature 0.8 --seed 7\n"
       "  lapidary generate --server 127.0.0.1:50051 --chat 'Why is the sky blue?'\n"
-      "  lapidary generate MODEL --prompt-ids 2,5,7 --max-tokens 64 --temperature 0 --logprobs 5 \\\n"
+      "  lapidary generate MODEL --prompt-ids 2,5,7 --max-tokens 64 --temperature 0 --logprobs 5 "
+      "\\\n"
       "      --prompt-logprobs 0 --ignore-eos --compute fp32 --tp 2 --json");
 }
 
@@ -170,7 +175,8 @@ void AddCommands(CLI::App& app, CommandLine& line) {
   CLI::App* serve = add("serve", "Serve a model on this machine", Command::kServe);
   AddServe(serve, line.serve, true);
   AddListen(serve, line.serve.listen);
-  serve->add_option("--drain-timeout", line.serve.drain_timeout_s, "Seconds that streams may finish");
+  serve->add_option("--drain-timeout", line.serve.drain_timeout_s,
+                    "Seconds that streams may finish");
   serve->add_option("--address-file", line.serve.address_file, "Written once ready: HOST:PORT");
   serve->footer(
       "Examples:\n"
@@ -183,7 +189,8 @@ void AddCommands(CLI::App& app, CommandLine& line) {
   AddEngine(coordinator, line.coordinator.engine, true);
   AddListen(coordinator, line.coordinator.listen);
   coordinator->add_option("--worker-host", line.coordinator.worker_host, "Where workers dial");
-  coordinator->add_option("--worker-port", line.coordinator.worker_port, "Port workers dial; 0: any");
+  coordinator->add_option("--worker-port", line.coordinator.worker_port,
+                          "Port workers dial; 0: any");
   coordinator->add_option("--worker-connect-timeout", line.coordinator.worker_connect_timeout_s,
                           "Seconds until a rank that never came ends the start");
   coordinator->add_option("--drain-timeout", line.coordinator.drain_timeout_s,
@@ -215,9 +222,10 @@ void AddCommands(CLI::App& app, CommandLine& line) {
   chat->add_option("--system", c.system, "System message");
   chat->add_flag("--thinking", c.thinking, "Let the model think first (Gemma 4)");
   AddSampling(chat, c);
-  chat->footer("Examples:\n  lapidary chat ./gemma-3-1b-it\n"
-               "  lapidary chat --server 127.0.0.1:50051 --system 'Be brief.'\n"
-               "An empty line or Ctrl-D ends it.");
+  chat->footer(
+      "Examples:\n  lapidary chat ./gemma-3-1b-it\n"
+      "  lapidary chat --server 127.0.0.1:50051 --system 'Be brief.'\n"
+      "An empty line or Ctrl-D ends it.");
 
   CLI::App* tokenize = add("tokenize", "Turn text into token ids, or back", Command::kTokenize);
   tokenize->add_option("MODEL", line.tokenize.model_path, "Hugging Face directory or GGUF file")
@@ -226,19 +234,22 @@ void AddCommands(CLI::App& app, CommandLine& line) {
   tokenize->add_flag("--bos", line.tokenize.bos, "Prepend BOS");
   tokenize->add_flag("--special", line.tokenize.special, "Read control-token markers as such");
   tokenize->add_flag("--json", line.tokenize.json, "Print one JSON object");
-  tokenize->add_option_function<std::vector<uint32_t>>(
-              "--decode",
-              [&line](const std::vector<uint32_t>& ids) {
-                line.tokenize.decode = ids;
-                line.tokenize.has_decode = true;
-              },
-              "Token ids to turn into text instead")
+  tokenize
+      ->add_option_function<std::vector<uint32_t>>(
+          "--decode",
+          [&line](const std::vector<uint32_t>& ids) {
+            line.tokenize.decode = ids;
+            line.tokenize.has_decode = true;
+          },
+          "Token ids to turn into text instead")
       ->delimiter(',');
-  tokenize->footer("Examples:\n  lapidary tokenize MODEL 'Hello, world'\n"
-                   "  lapidary tokenize MODEL --decode 2,9259,236764");
+  tokenize->footer(
+      "Examples:\n  lapidary tokenize MODEL 'Hello, world'\n"
+      "  lapidary tokenize MODEL --decode 2,9259,236764");
 
   CLI::App* inspect = add("inspect", "What a checkpoint is and needs", Command::kInspect);
-  inspect->add_option("MODEL", line.inspect.model_path, "Directory, GGUF file, or config.json alone")
+  inspect
+      ->add_option("MODEL", line.inspect.model_path, "Directory, GGUF file, or config.json alone")
       ->required();
   inspect->footer("Example:\n  lapidary inspect ./gemma-4-31B-it");
 
@@ -246,15 +257,19 @@ void AddCommands(CLI::App& app, CommandLine& line) {
   debug->add_option("ACTION", line.debug.action, "record or compare")
       ->required()
       ->check(CLI::IsMember({"record", "compare"}));
-  debug->add_option("MODEL", line.debug.model_path, "Hugging Face directory or GGUF file")->required();
-  debug->add_option("FILE", line.debug.file, "The recording to write or to compare with")->required();
-  debug->add_option("--prompt-ids", line.debug.prompt_ids, "Token ids to run (record)")->delimiter(',');
+  debug->add_option("MODEL", line.debug.model_path, "Hugging Face directory or GGUF file")
+      ->required();
+  debug->add_option("FILE", line.debug.file, "The recording to write or to compare with")
+      ->required();
+  debug->add_option("--prompt-ids", line.debug.prompt_ids, "Token ids to run (record)")
+      ->delimiter(',');
   debug->add_option("--compute", line.debug.compute, "Arithmetic")
       ->check(CLI::IsMember({"fp32", "bf16", "int8"}));
   debug->add_option("--threads", line.debug.threads, "Threads")->check(CLI::Range(1, 1024));
-  debug->footer("Example: the first layer where int8 leaves fp32\n"
-                "  lapidary debug record MODEL run.bin --prompt-ids 2,5,7\n"
-                "  lapidary debug compare MODEL run.bin --compute int8");
+  debug->footer(
+      "Example: the first layer where int8 leaves fp32\n"
+      "  lapidary debug record MODEL run.bin --prompt-ids 2,5,7\n"
+      "  lapidary debug compare MODEL run.bin --compute int8");
 }
 
 }  // namespace

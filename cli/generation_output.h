@@ -24,8 +24,8 @@ class GenerationCollector {
   void Add(const v1::GenerateResponse& event, absl::Time now);
 
   // The promised object: text, token_ids, logprobs, top_logprobs, prompt_logprobs, finish_reason,
-  // usage; with several choices, the first one's fields and all of them under "choices". Fields that
-  // were not asked for are null.
+  // usage; with several choices, the first one's fields and all of them under "choices". Fields
+  // that were not asked for are null.
   std::string ToJson(bool with_logprobs, bool with_prompt_logprobs) const;
   // "58 tokens in 0.61 s: 95.1 tokens/s, first after 42 ms".
   std::string Summary(absl::Time start) const;

@@ -75,8 +75,8 @@ absl::Status LocalCluster::StartWorkers(const LocalClusterOptions& options) {
   const std::vector<int> cpus = AvailableCpus();
   for (int rank = 0; rank < options.ranks; ++rank) {
     const std::vector<int> mine = CpusOfRank(cpus, options.ranks, rank);
-    const int threads = options.threads_per_rank > 0 ? options.threads_per_rank
-                                                     : std::max<int>(1, mine.size());
+    const int threads =
+        options.threads_per_rank > 0 ? options.threads_per_rank : std::max<int>(1, mine.size());
     std::vector<std::string> args = {"worker",
                                      "--coordinator",
                                      absl::StrCat("127.0.0.1:", worker_port_),
@@ -113,18 +113,16 @@ absl::Status LocalCluster::AwaitReady(const LocalClusterOptions& options,
     for (const int fd : PollDescriptors()) wait.push_back({fd, POLLIN, 0});
     poll(wait.data(), wait.size(), 20);
   }
-  return absl::DeadlineExceededError(absl::StrFormat("not ready after %s: %s",
-                                                     absl::FormatDuration(options.start_timeout),
-                                                     last));
+  return absl::DeadlineExceededError(
+      absl::StrFormat("not ready after %s: %s", absl::FormatDuration(options.start_timeout), last));
 }
 
 absl::Status LocalCluster::Check() {
   for (ChildProcess& child : children_) {
     const std::optional<int> status = child.TryWait();
     if (status.has_value()) {
-      return absl::UnavailableError(
-          absl::StrFormat("%s (process %d) %s", child.name(), child.pid(),
-                          DescribeWaitStatus(*status)));
+      return absl::UnavailableError(absl::StrFormat("%s (process %d) %s", child.name(), child.pid(),
+                                                    DescribeWaitStatus(*status)));
     }
   }
   return absl::OkStatus();
@@ -144,9 +142,9 @@ absl::Status LocalCluster::Stop(absl::Duration timeout) {
   for (size_t i = 0; i < children_.size(); ++i) {
     if (i > 0) children_[i].Signal(SIGTERM);
     if (children_[i].Wait(std::max(deadline - absl::Now(), absl::Milliseconds(100)))) continue;
-    result = absl::DeadlineExceededError(absl::StrFormat(
-        "%s did not end within %s and was killed", children_[i].name(),
-        absl::FormatDuration(timeout)));
+    result = absl::DeadlineExceededError(absl::StrFormat("%s did not end within %s and was killed",
+                                                         children_[i].name(),
+                                                         absl::FormatDuration(timeout)));
     children_[i].Signal(SIGKILL);
     children_[i].Wait(absl::Seconds(5));
   }

@@ -24,9 +24,9 @@ struct LocalClusterOptions {
 
 class LocalCluster {
  public:
-  // Starts everything and waits until requests are welcome. `progress` gets the coordinator's word on
-  // what it waits for, when it changes. `interrupted` is asked now and then; true gives up (CANCELLED).
-  // On an error every process is gone again.
+  // Starts everything and waits until requests are welcome. `progress` gets the coordinator's word
+  // on what it waits for, when it changes. `interrupted` is asked now and then; true gives up
+  // (CANCELLED). On an error every process is gone again.
   static absl::StatusOr<std::unique_ptr<LocalCluster>> Start(
       const LocalClusterOptions& options, const std::function<void(std::string_view)>& progress,
       const std::function<bool()>& interrupted);
@@ -38,7 +38,8 @@ class LocalCluster {
   absl::Status Check();
   // Descriptors that become readable when a process ends.
   std::vector<int> PollDescriptors() const;
-  // Drains: streams in progress finish, everything ends. Past `timeout` it is killed (DEADLINE_EXCEEDED).
+  // Drains: streams in progress finish, everything ends. Past `timeout` it is killed
+  // (DEADLINE_EXCEEDED).
   absl::Status Stop(absl::Duration timeout);
 
  private:

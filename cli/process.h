@@ -15,7 +15,8 @@ namespace lapidary {
 class ChildProcess {
  public:
   // Runs this binary with `args` (without argv[0]) in a process group of its own, so that a Ctrl-C
-  // meant for us does not reach it. The kernel kills it when we die. `announce_fd` >= 0 becomes fd 3.
+  // meant for us does not reach it. The kernel kills it when we die. `announce_fd` >= 0 becomes
+  // fd 3.
   static absl::StatusOr<ChildProcess> Start(std::string name, const std::vector<std::string>& args,
                                             int announce_fd);
   ~ChildProcess();

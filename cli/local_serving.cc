@@ -1,0 +1,89 @@
+#include "cli/local_serving.h"
+
+#include <unistd.h>
+
+#include <cstdio>
+#include <filesystem>
+#include <string>
+#include <system_error>
+
+#include "absl/strings/str_cat.h"
+#include "cli/signals.h"
+#include "common/status_macros.h"
+#include "model/checkpoint.h"
+#include "model/shard_plan.h"
+
+namespace lapidary {
+namespace {
+
+// "auto" resolved: what the file's own precision allows.
+absl::StatusOr<std::string> ResolveCompute(const EngineFlags& engine) {
+  ASSIGN_OR_RETURN(const std::unique_ptr<Checkpoint> checkpoint,
+                   Checkpoint::Open(engine.model_path));
+  RETURN_IF_ERROR(PlanShards(checkpoint->spec(), engine.tensor_parallel).status());
+  if (engine.compute != "auto") return engine.compute;
+  return std::string(checkpoint->quantized() ? "int8" : "bf16");
+}
+
+std::vector<std::string> CoordinatorArgs(const ServeFlags& flags, const std::string& compute) {
+  const EngineFlags& e = flags.engine;
+  const ListenFlags& l = flags.listen;
+  std::vector<std::string> args = {e.model_path,
+                                   "--tp",
+                                   absl::StrCat(e.tensor_parallel),
+                                   "--compute",
+                                   compute,
+                                   "--arith",
+                                   e.arith,
+                                   "--max-context",
+                                   absl::StrCat(e.max_context),
+                                   "--max-running",
+                                   absl::StrCat(e.max_running),
+                                   "--max-step-tokens",
+                                   absl::StrCat(e.max_step_tokens),
+                                   "--max-queued",
+                                   absl::StrCat(e.max_queued),
+                                   "--kv-memory",
+                                   absl::StrCat(e.kv_bytes),
+                                   "--host",
+                                   l.host,
+                                   "--port",
+                                   absl::StrCat(l.port),
+                                   "--metrics-port",
+                                   absl::StrCat(l.metrics_port),
+                                   "--drain-timeout",
+                                   absl::StrCat(flags.drain_timeout_s)};
+  if (!e.served_model_name.empty()) {
+    args.insert(args.end(), {"--served-model-name", e.served_model_name});
+  }
+  if (l.insecure) args.push_back("--insecure");
+  if (!l.reflection) args.push_back("--no-reflection");
+  if (!l.vllm_metrics) args.push_back("--no-vllm-metrics");
+  return args;
+}
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<LocalCluster>> StartLocalCluster(const ServeFlags& flags,
+                                                                const LogFlags& log, bool quiet) {
+  ServeFlags resolved = flags;
+  std::error_code error;
+  const std::filesystem::path absolute = std::filesystem::absolute(flags.engine.model_path, error);
+  if (!error) resolved.engine.model_path = absolute.lexically_normal().string();
+  ASSIGN_OR_RETURN(const std::string compute, ResolveCompute(resolved.engine));
+
+  LocalClusterOptions options;
+  options.coordinator_args = CoordinatorArgs(resolved, compute);
+  const std::vector<std::string> log_args = {"--log-level", quiet ? "error" : log.level,
+                                             "--log-format", log.format};
+  options.coordinator_args.insert(options.coordinator_args.end(), log_args.begin(), log_args.end());
+  options.worker_args = log_args;
+  options.ranks = resolved.engine.tensor_parallel;
+  options.threads_per_rank = flags.threads;
+  const auto progress = [quiet](std::string_view word) {
+    if (!quiet) std::fprintf(stderr, "%.*s\n", static_cast<int>(word.size()), word.data());
+  };
+  return LocalCluster::Start(options, progress, [] { return StopRequested(); });
+}
+
+}  // namespace lapidary
