@@ -1,0 +1,77 @@
+#include <gtest/gtest.h>
+
+#include <vector>
+
+#include "cli/options.h"
+
+namespace lapidary {
+namespace {
+
+using Command = CommandLine::Command;
+
+CommandLine Parse(std::vector<std::string> args) {
+  args.insert(args.begin(), "lapidary");
+  std::vector<char*> argv;
+  for (std::string& a : args) argv.push_back(a.data());
+  return ParseCommandLine(static_cast<int>(argv.size()), argv.data());
+}
+
+TEST(Flags, ThePromisedCommand) {
+  const CommandLine line = Parse({"generate", "dir", "--prompt-ids", "2,5,7", "--max-tokens", "64",
+                                  "--temperature", "0", "--logprobs", "5", "--prompt-logprobs", "0",
+                                  "--ignore-eos", "--compute", "fp32", "--tp", "2", "--json"});
+  ASSERT_EQ(line.command, Command::kGenerate);
+  const GenerateFlags& f = line.generate;
+  EXPECT_EQ(f.local.engine.model_path, "dir");
+  EXPECT_EQ(f.prompt_ids, (std::vector<uint32_t>{2, 5, 7}));
+  EXPECT_EQ(f.max_tokens, 64u);
+  EXPECT_EQ(f.temperature, 0.0f);
+  EXPECT_EQ(f.logprobs, 5u);
+  EXPECT_EQ(f.prompt_logprobs, 0u);
+  EXPECT_TRUE(f.ignore_eos && f.json);
+  EXPECT_EQ(f.local.engine.compute, "fp32");
+  EXPECT_EQ(f.local.engine.tensor_parallel, 2);
+}
+
+TEST(Flags, SizesTakeUnits) {
+  EXPECT_EQ(Parse({"serve", "m", "--kv-memory", "512MiB"}).serve.engine.kv_bytes, 512 << 20);
+  EXPECT_EQ(Parse({"serve", "m", "--kv-memory", "1.5GiB"}).serve.engine.kv_bytes, 3LL << 29);
+  EXPECT_EQ(Parse({"serve", "m", "--kv-memory", "1000000"}).serve.engine.kv_bytes, 1000000);
+  for (const char* bad : {"lots", "-1", "0", "5parsec", "1e40"}) {
+    const CommandLine line = Parse({"serve", "m", "--kv-memory", bad});
+    EXPECT_EQ(line.command, Command::kExit) << bad;
+    EXPECT_EQ(line.exit_code, 2) << bad;
+  }
+}
+
+TEST(Flags, MistakesEndWithTwoAndHelpWithZero) {
+  for (const std::vector<std::string>& bad :
+       std::vector<std::vector<std::string>>{{},
+                                             {"sreve", "m"},
+                                             {"serve"},
+                                             {"serve", "m", "--tp", "0"},
+                                             {"serve", "m", "--port", "x"},
+                                             {"generate", "m", "--logit-bias", "x"},
+                                             {"debug", "explode", "m", "f"}}) {
+    const CommandLine line = Parse(bad);
+    EXPECT_EQ(line.command, Command::kExit);
+    EXPECT_EQ(line.exit_code, 2);
+  }
+  const CommandLine help = Parse({"generate", "--help"});
+  EXPECT_EQ(help.command, Command::kExit);
+  EXPECT_EQ(help.exit_code, 0);
+}
+
+TEST(Flags, PromptsMayStartWithAnything) {
+  EXPECT_EQ(Parse({"generate", "m", "--prompt=--not a flag"}).generate.prompt, "--not a flag");
+  EXPECT_EQ(Parse({"generate", "m", "--prompt", ""}).generate.prompt, "");
+}
+
+TEST(Flags, StopStringsKeepCommas) {
+  const CommandLine line =
+      Parse({"generate", "m", "--prompt", "x", "--stop", "a,b", "--stop", "c"});
+  EXPECT_EQ(line.generate.stop, (std::vector<std::string>{"a,b", "c"}));
+}
+
+}  // namespace
+}  // namespace lapidary
