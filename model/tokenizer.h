@@ -1,7 +1,7 @@
 // Text to token ids and back: Gemma's BPE over code points with byte fallback.
 //
-// Sources: tokenizer.json (Hugging Face), GGUF vocabularies with scores (Gemma 3, model "llama") and
-// with merges (Gemma 4, model "gemma4"). Immutable and safe to share between threads.
+// Sources: tokenizer.json (Hugging Face), GGUF vocabularies with scores (Gemma 3, model "llama")
+// and with merges (Gemma 4, model "gemma4"). Immutable and safe to share between threads.
 #pragma once
 #include <cstdint>
 #include <memory>

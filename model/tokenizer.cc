@@ -1,0 +1,135 @@
+#include "model/tokenizer.h"
+
+#include <filesystem>
+#include <utility>
+
+#include "absl/status/status.h"
+#include "absl/strings/str_format.h"
+#include "common/status_macros.h"
+#include "model/gguf_file.h"
+#include "model/tokenizer_parts.h"
+#include "model/tokenizer_utf8.h"
+
+namespace lapidary {
+namespace {
+
+using internal::kNoToken;
+using internal::TokenizerParts;
+using internal::TokenMatcher;
+
+class BpeTokenizer final : public Tokenizer {
+ public:
+  explicit BpeTokenizer(TokenizerParts parts) : parts_(std::move(parts)) {
+    as_text_ = TokenMatcher(parts_.runs);
+    std::vector<TokenMatcher::Entry> all = parts_.runs;
+    all.insert(all.end(), parts_.markers.begin(), parts_.markers.end());
+    parse_ = TokenMatcher(std::move(all));
+  }
+
+  void Encode(std::string_view text, SpecialTokens specials,
+              std::vector<TokenId>* ids) const override {
+    const TokenMatcher& matcher = specials == SpecialTokens::kParse ? parse_ : as_text_;
+    size_t begin = 0;  // of what lies between two matches
+    for (size_t at = 0; at < text.size();) {
+      TokenId id = kNoToken;
+      const size_t length = matcher.Match(text, at, &id);
+      if (length == 0) {
+        ++at;
+        continue;
+      }
+      EncodeBetween(text.substr(begin, at - begin), ids);
+      ids->push_back(id);
+      at += length;
+      begin = at;
+    }
+    EncodeBetween(text.substr(begin), ids);
+  }
+
+  std::string Decode(const std::vector<TokenId>& ids, bool skip_special) const override {
+    IncrementalDetokenizer detokenizer(*this, skip_special);
+    std::string text;
+    for (const TokenId id : ids) text += detokenizer.Push(id);
+    return text + detokenizer.Finish();
+  }
+
+  std::string PieceText(TokenId id) const override {
+    return parts_.vocab->Has(id) ? std::string(parts_.vocab->text(id)) : std::string();
+  }
+  std::string_view PieceName(TokenId id) const override {
+    return parts_.vocab->Has(id) ? parts_.vocab->name(id) : std::string_view();
+  }
+  TokenKind kind(TokenId id) const override {
+    return parts_.vocab->Has(id) ? parts_.vocab->kind(id) : TokenKind::kUnused;
+  }
+  std::optional<TokenId> Find(std::string_view piece) const override {
+    return parts_.vocab->Find(piece);
+  }
+  int64_t vocab_size() const override { return parts_.vocab->size(); }
+  TokenId bos() const override { return parts_.bos; }
+  const std::string& chat_template() const override { return parts_.chat_template; }
+
+ private:
+  // Text without entries to match. A U+2581 typed by a user is what a space becomes, as everywhere.
+  void EncodeBetween(std::string_view text, std::vector<TokenId>* ids) const {
+    if (text.find(internal::kSpaceMark) == std::string_view::npos) {
+      parts_.bpe->Encode(text, ids);
+    } else {
+      parts_.bpe->Encode(internal::MarksToSpaces(text), ids);
+    }
+  }
+
+  const TokenizerParts parts_;
+  TokenMatcher as_text_, parse_;
+};
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<Tokenizer>> Tokenizer::Load(const std::string& checkpoint_path) {
+  std::error_code error;
+  const std::filesystem::path path(checkpoint_path);
+  if (!std::filesystem::exists(path, error)) {
+    return absl::NotFoundError(absl::StrFormat("no such checkpoint: %s", checkpoint_path));
+  }
+  TokenizerParts parts;
+  if (std::filesystem::is_directory(path, error)) {
+    ASSIGN_OR_RETURN(parts, internal::ReadTokenizerJson(checkpoint_path));
+  } else if (path.filename() == "tokenizer.json") {
+    const std::filesystem::path parent = path.parent_path();
+    ASSIGN_OR_RETURN(parts, internal::ReadTokenizerJson(parent.empty() ? "." : parent.string()));
+  } else if (GgufFile::HasMagic(checkpoint_path)) {
+    ASSIGN_OR_RETURN(parts, internal::ReadGgufTokenizer(checkpoint_path));
+  } else {
+    return absl::InvalidArgumentError(absl::StrFormat(
+        "%s is neither a directory with a tokenizer.json nor a GGUF file", checkpoint_path));
+  }
+  return std::make_unique<BpeTokenizer>(std::move(parts));
+}
+
+std::string IncrementalDetokenizer::Push(TokenId id) {
+  const TokenKind kind = tokenizer_.kind(id);
+  if (skip_special_ && kind == TokenKind::kControl) return {};
+  if (kind != TokenKind::kByte) return Finish() + tokenizer_.PieceText(id);
+  pending_ += tokenizer_.PieceText(id);
+  std::string certain;
+  while (!pending_.empty()) {
+    const int length = internal::Utf8Length(pending_);
+    if (length == internal::kUtf8Truncated) break;
+    if (length == internal::kUtf8Invalid) {
+      certain += internal::kReplacementCharacter;
+      pending_.erase(0, 1);
+    } else {
+      certain.append(pending_, 0, length);
+      pending_.erase(0, length);
+    }
+  }
+  return certain;
+}
+
+std::string IncrementalDetokenizer::Finish() {
+  std::string rest;
+  for (size_t i = 0; i < pending_.size(); ++i) rest += internal::kReplacementCharacter;
+  pending_.clear();
+  return rest;
+}
+
+}  // namespace lapidary
