@@ -3,7 +3,8 @@
 # lapidary_test(NAME router_test SRCS router_test.cc DEPS lapidary::coordinator [LABELS threads] [TIMEOUT 60])
 #   A GoogleTest binary registered with ctest, run from the source root.
 # lapidary_bench(NAME matmul_bench SRCS ... DEPS ...)   A Google Benchmark binary, never a test.
-include(CMakeParseArguments)
+set(LAPIDARY_TSAN_ENVIRONMENT
+  "TSAN_OPTIONS=ignore_noninstrumented_modules=1 suppressions=${CMAKE_SOURCE_DIR}/tests/support/tsan.supp")
 
 function(lapidary_library)
   cmake_parse_arguments(ARG "" "NAME" "SRCS;DEPS" ${ARGN})
@@ -33,8 +34,7 @@ function(lapidary_test)
   endif()
   set_tests_properties(${ARG_NAME} PROPERTIES TIMEOUT ${ARG_TIMEOUT} LABELS "${ARG_LABELS}")
   if(LAPIDARY_SANITIZE STREQUAL "thread")
-    set_tests_properties(${ARG_NAME} PROPERTIES ENVIRONMENT
-      "TSAN_OPTIONS=ignore_noninstrumented_modules=1 suppressions=${CMAKE_SOURCE_DIR}/tests/support/tsan.supp")
+    set_tests_properties(${ARG_NAME} PROPERTIES ENVIRONMENT "${LAPIDARY_TSAN_ENVIRONMENT}")
   endif()
 endfunction()
 
