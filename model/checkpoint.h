@@ -2,7 +2,13 @@
 //
 // Files are memory-mapped and every offset, size, count and alignment is checked before use. Tensor
 // names are canonical: Hugging Face's without the prefix, e.g. "layers.3.self_attn.q_proj.weight",
-// "embed_tokens.weight", "layers.0.experts.gate_up_proj", whatever the file calls them.
+// "embed_tokens.weight", whatever the file calls them.
+//
+// Experts come in one of two forms, per layer, as the file stores them:
+//   fused  "layers.N.experts.gate_up_proj" [E, 2 I, M], in each expert the I gate rows first
+//   split  "layers.N.experts.gate_proj" [E, I, M] and "layers.N.experts.up_proj" [E, I, M]
+// and always "layers.N.experts.down_proj" [E, M, I]. Find() tells which: split ones exist only in
+// GGUF files. Gate and up of one expert are rows of the same length either way.
 #pragma once
 #include <cstdint>
 #include <memory>
@@ -18,10 +24,11 @@
 
 namespace lapidary {
 
-// One stored tensor. `data` points into the mapping and lives as long as the Checkpoint.
+// One stored tensor. `data` points into the mapping, with whatever alignment the file has (read it
+// through Dequantize, DecodeBlocks or memcpy), and lives as long as the Checkpoint.
 struct StoredTensor {
-  std::string name;            // canonical
-  std::string file;            // base name, for messages
+  std::string name;  // canonical
+  std::string file;  // base name, for messages
   DType dtype = DType::kF32;
   std::vector<int64_t> shape;  // outermost first; the last is contiguous
   const uint8_t* data = nullptr;
@@ -54,7 +61,8 @@ class Checkpoint {
   virtual ~Checkpoint() = default;
 
   // NOT_FOUND for an absent path, INVALID_ARGUMENT for anything malformed, with the file and the
-  // field. Tensors that are missing or misshapen are all named in one table (name, expected, found).
+  // field. Tensors that are missing or misshapen are all named in one table (name, expected,
+  // found).
   static absl::StatusOr<std::unique_ptr<Checkpoint>> Open(const std::string& path,
                                                           const CheckpointOptions& options);
   static absl::StatusOr<std::unique_ptr<Checkpoint>> Open(const std::string& path) {
@@ -69,13 +77,15 @@ class Checkpoint {
   virtual const std::vector<StoredTensor>& tensors() const = 0;
   // Recognised but not used yet: dead KV-shared tensors, vision and audio towers. For inspect.
   virtual const std::vector<std::string>& unused_tensors() const = 0;
+  virtual int64_t unused_bytes() const { return 0; }
   // True when any matrix is stored in a block format.
   virtual bool quantized() const = 0;
 };
 
 // Elements [begin, end) of a contiguous row-major run starting at `row`'s first byte; begin and end
-// are multiples of the dtype's block (or `end` is the row's end). Exact: fp32 holds every value that
-// F16, BF16 and Q8_0, Q4_0, Q5_0 blocks can express; the K formats as the ggml reference computes.
+// are multiples of the dtype's block (or `end` is the row's end). Exact: fp32 holds every value
+// that F16, BF16 and Q8_0, Q4_0, Q5_0 blocks can express; the K formats as the ggml reference
+// computes.
 void Dequantize(DType dtype, const uint8_t* row, int64_t begin, int64_t end, float* out);
 
 // A quantised row as unsigned codes with a scale (and a min) per block:

@@ -44,22 +44,22 @@ struct MoeSpec {
 
 struct ModelSpec {
   ModelFamily family = ModelFamily::kGemma4;
-  std::string model_type;    // as the file says: gemma4, gemma4_unified, gemma3_text, gguf:gemma4 ...
+  std::string model_type;  // as the file says: gemma4, gemma4_unified, gemma3_text, gguf:gemma4 ...
   std::string display_name;  // "Gemma 4 31B" where the shape is a released one, else the type
 
-  int hidden = 0;              // M
-  int64_t vocab = 0;           // V
-  int ple_dim = 0;             // width of the per-layer embeddings, 0: none
-  int64_t ple_vocab = 0;       // rows of the per-layer table
-  int64_t max_context = 0;     // positions the model was made for
+  int hidden = 0;           // M
+  int64_t vocab = 0;        // V
+  int ple_dim = 0;          // width of the per-layer embeddings, 0: none
+  int64_t ple_vocab = 0;    // rows of the per-layer table
+  int64_t max_context = 0;  // positions the model was made for
   double norm_eps = 1e-6;
-  double attention_scale = 1.0;  // Gemma 3: query_pre_attn_scalar^-1/2
-  double final_softcap = 0.0;    // 0: none
-  bool norm_weight_plus_one = false;  // true: y = x^ (1 + w). A reader of a GGUF Gemma 3 file, which
-                                      // stores 1 + w, sets false.
+  double attention_scale = 1.0;       // Gemma 3: query_pre_attn_scalar^-1/2
+  double final_softcap = 0.0;         // 0: none
+  bool norm_weight_plus_one = false;  // true: y = x^ (1 + w). A reader of a GGUF Gemma 3 file,
+                                      // which stores 1 + w, sets false.
   bool v_norm = true;                 // weightless RMS norm of V (Gemma 4)
   bool qk_norm = true;
-  bool layer_scalar = true;           // one stored factor per layer (Gemma 4)
+  bool layer_scalar = true;  // one stored factor per layer (Gemma 4)
   MoeSpec moe;
   std::vector<LayerSpec> layers;
 

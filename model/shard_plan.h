@@ -1,8 +1,8 @@
 // Which part of every weight a rank of a tensor-parallel group holds.
 //
 // q heads split contiguously; a rank holds every kv head that its q heads read, so kv heads are
-// replicated only where needed. MLP widths and vocabulary rows split in uneven parts of whole units;
-// experts are whole and contiguous. Refused only with fewer q heads than ranks.
+// replicated only where needed. MLP widths and vocabulary rows split in uneven parts of whole
+// units; experts are whole and contiguous. Refused only with fewer q heads than ranks.
 #pragma once
 #include <cstdint>
 #include <vector>
@@ -19,8 +19,8 @@ struct Range {
   friend bool operator==(const Range&, const Range&) = default;
 };
 
-// `total` items into `parts` contiguous ranges of whole units (the last may be ragged); sizes differ
-// by at most one unit. Early parts get the larger share. A part may be empty.
+// `total` items into `parts` contiguous ranges of whole units (the last may be ragged); sizes
+// differ by at most one unit. Early parts get the larger share. A part may be empty.
 Range SplitUnits(int64_t total, int64_t unit, int parts, int index);
 
 struct LayerShard {
@@ -43,8 +43,8 @@ struct ShardPlan {
   std::vector<RankShard> ranks;
 };
 
-// Quantised files split widths at multiples of 32 (blocks), others at multiples of 1 where a unit of
-// 32 would leave a rank empty. INVALID_ARGUMENT when some layer has fewer q heads than ranks.
+// Quantised files split widths at multiples of 32 (blocks), others at multiples of 1 where a unit
+// of 32 would leave a rank empty. INVALID_ARGUMENT when some layer has fewer q heads than ranks.
 absl::StatusOr<ShardPlan> PlanShards(const ModelSpec& spec, int size);
 
 }  // namespace lapidary
