@@ -4,26 +4,19 @@
 #include <cstdint>
 #include <memory>
 
+#include "kernels/gemm/arithmetic.h"
 #include "kernels/gemm/packed_weight.h"
 #include "kernels/thread_team.h"
 
 namespace lapidary {
 
-// The instruction that multiplies. Resolved once per group and part of the determinism key; two
-// arithmetics may differ in the last bits.
-enum class Arithmetic : uint8_t {
-  kInt8Vnni,    // AVX-512 VNNI, the quantised formats
-  kInt8Avx512,  // AVX-512 without VNNI: the same integers, so the same bits as kInt8Vnni
-  kInt8Avx2,    // AVX2: again the same bits
-  kFmaAvx512,   // fp32 FMA over fp32 or bf16 weights
-  kFmaAvx2,     // the same bits as kFmaAvx512
-  kDotBf16,     // vdpbf16ps
-};
-const char* Name(Arithmetic arithmetic);
-bool Supported(Arithmetic arithmetic);  // by this CPU
+// Which block sizes int8 rows are quantised in: 16 for weights in kQ8Block16, 32 for all others.
+// The caller that knows its weights spares the other one (4 % of a 512-row step).
+enum class ActivationBlocks : uint8_t { k32, k16, kBoth };
 
-// The rows of one product in the form the arithmetic reads (quantised per 32, or arranged block
-// major). Reused from step to step; grows, never shrinks.
+// The rows of one product in the form the arithmetic reads (quantised per block, or arranged block
+// major). One Set serves any number of products whose weights have the same k, whatever their
+// formats' zero points. Reused from step to step; grows, never shrinks.
 class ActivationRows {
  public:
   ActivationRows();
@@ -31,10 +24,13 @@ class ActivationRows {
   ActivationRows(ActivationRows&&) noexcept;
   ActivationRows& operator=(ActivationRows&&) noexcept;
 
-  // Takes x [rows, k] fp32 with x_stride elements from row to row, for products with weights whose
-  // formats use block 32 and (when any is kQ8Block16) block 16. Threaded over rows.
+  // Takes x [rows, k] fp32 with x_stride elements from row to row. Threaded; x is not read after
+  // the call. int8: symmetric to [-127, 127] per row and block; a block whose largest magnitude is
+  // below 1e-30 counts as zero; one that holds a NaN or an infinity, or exceeds 1e33, makes the row
+  // NaN. `round_to_bf16` rounds x to bf16 first, for the FMA arithmetics (kDotBf16 always does).
   void Set(ThreadTeam& team, const float* x, int64_t rows, int64_t k, int64_t x_stride,
-           Arithmetic arithmetic, bool round_to_bf16);
+           Arithmetic arithmetic, bool round_to_bf16,
+           ActivationBlocks blocks = ActivationBlocks::kBoth);
 
   struct Impl;
   Impl& impl() const { return *impl_; }
@@ -43,8 +39,10 @@ class ActivationRows {
   std::unique_ptr<Impl> impl_;
 };
 
-// y [rows, y_stride] fp32, columns [0, w.n). Thread t computes a contiguous run of panels.
-// Requires x set with k == w.k and an arithmetic that fits w.format.
-void Matmul(ThreadTeam& team, const PackedWeight& w, ActivationRows& x, float* y, int64_t y_stride);
+// y [rows, y_stride] fp32: writes columns [0, w.n) and no others. Thread t computes a contiguous
+// run of panels. Requires x set with k == w.k and an arithmetic that fits w.format. Does not change
+// x.
+void Matmul(ThreadTeam& team, const PackedWeight& w, const ActivationRows& x, float* y,
+            int64_t y_stride);
 
 }  // namespace lapidary

@@ -1,12 +1,19 @@
 // Packed weights: how a matrix lies in memory so that one linear read feeds the tile kernels.
 //
 // 32 output columns in the SIMD lanes make a panel; a panel is its K blocks one after the other,
-// with scales in the stream. N and K of any size: the last panel and the last block are padded with
-// zeros.
+// with scales in the stream. N and K of any size: the last panel and the last block are padded so
+// that the padding adds exactly nothing.
+//
+//   quantised block: [32 x fp16 scale] [32 x fp16 min, *Min only] [codes] [fifth bits, kQ5* only]
+//   8-bit codes:     [k/4][32 columns][4 k]           one 64-byte vector = 16 columns x 4 k
+//   4-bit codes:     [k/8][32 columns][4 k]           low nibble: first 4 k, high nibble: next 4 k
+//   fifth bits:      [k/4][32 columns][4 k], one bit each
+//   bf16:            [k/2][32 columns][2 k]           serves vdpbf16ps and, by shift, fp32 FMA
+//   fp32:            [k][32 columns]
 #pragma once
-#include <cstddef>
 #include <cstdint>
-#include <memory>
+
+#include "kernels/huge_buffer.h"
 
 namespace lapidary {
 
@@ -29,29 +36,19 @@ struct WeightFormatInfo {
   int block_k;      // k per scale
   int block_bytes;  // one block of one panel (32 columns)
   int zero_point;   // subtracted through the activation sums
+  bool has_min;     // a min per block beside the scale
 };
 const WeightFormatInfo& Info(WeightFormat format);
+inline constexpr int kWeightFormats = 8;
 
-// Zeroed, 64-byte aligned memory on huge pages. data() is null when the system has no memory left.
-class HugeBuffer {
- public:
-  HugeBuffer() = default;
-  explicit HugeBuffer(size_t bytes);
-  uint8_t* data() const { return data_.get(); }
-  size_t bytes() const { return bytes_; }
-
- private:
-  struct Unmap {
-    size_t bytes = 0;
-    void operator()(uint8_t* p) const;
-  };
-  std::unique_ptr<uint8_t, Unmap> data_;
-  size_t bytes_ = 0;
-};
+inline bool IsQuantized(WeightFormat format) {
+  return format != WeightFormat::kBf16 && format != WeightFormat::kFp32;
+}
 
 // A packed matrix of n output columns over k inputs: y[r, :] = x[r, :k] * W^T, W [n, k].
 struct PackedWeight {
   PackedWeight() = default;
+  // All zeros. data.data() is null when there is no memory (n * k in the hundreds of GB): check it.
   PackedWeight(WeightFormat format, int64_t n, int64_t k);
 
   int64_t panels() const { return (n + kPanelColumns - 1) / kPanelColumns; }
@@ -67,11 +64,17 @@ struct PackedWeight {
   HugeBuffer data;
 };
 
+// The output_scale for a matrix whose largest |scale| or |min| is max_scale: stored scales keep
+// fp16's full 11 bits over 28 binades below the largest, and cannot overflow. Set it before
+// packing.
+float ChooseOutputScale(float max_scale);
+
 // Writes row `column` of W (k values) into its panel: float formats. Thread-safe for distinct
-// panels; rows of one panel must be written by one thread.
+// panels; rows of one panel must be written by one thread. Writing a row again replaces it.
 void PackFloatRow(PackedWeight& w, int64_t column, const float* values);
-// The same from quantised codes, [padded_k] codes, scales and mins per block (model/checkpoint.h,
-// DecodeBlocks). Values beyond k are padded with codes equal to the zero point.
+// The same from quantised codes (model/checkpoint.h, DecodeBlocks): [k] codes, a scale and
+// (has_min) a min per block of k. What codes hold beyond k is not read. Scales are rounded to fp16:
+// exact for Q8_0, Q4_0 and Q5_0, 2^-12 relative for the K formats, whose scales are products.
 void PackQuantizedRow(PackedWeight& w, int64_t column, const uint8_t* codes, const float* scales,
                       const float* mins);
 

@@ -1,0 +1,30 @@
+// Activations as the tile kernels read them: block-major, so that the rows of one K block lie side
+// by side and every address inside a tile is one pointer plus a constant, whatever the batch.
+#pragma once
+#include <array>
+#include <cstdint>
+
+#include "kernels/gemm/internal/tile.h"
+#include "kernels/gemm/matmul.h"
+
+namespace lapidary {
+
+// x [k/block][rows][block] int8; per row and block a scale and the accumulator's start value for
+// each zero point that a weight format has.
+struct Int8Rows {
+  bool set = false;
+  HugeBuffer x, scales, starts;
+  int64_t row_blocks = 0;  // rows * k / block: elements of scales and of each plane of starts
+
+  const int32_t* start(int zero_point) const;  // null for 0: the constant kMagicBits
+};
+inline constexpr std::array<int, 3> kZeroPoints = {128, 16, 8};
+
+struct ActivationRows::Impl {
+  Arithmetic arithmetic = Arithmetic::kFmaAvx2;
+  int64_t rows = 0, k = 0, padded_k = 0;
+  Int8Rows by32, by16;
+  HugeBuffer floats;  // fp32 or bf16 [k/32][rows][32]
+};
+
+}  // namespace lapidary
