@@ -78,8 +78,9 @@ std::string StripPrefix(std::string_view name) {
 
 // Towers of other modalities, which the text model does not read.
 bool IsOtherModality(std::string_view canonical) {
-  for (const std::string_view prefix : {"vision_tower.", "embed_vision.", "audio_tower.",
-                                        "embed_audio.", "multi_modal_projector."}) {
+  for (const std::string_view prefix :
+       {"vision_tower.", "vision_embedder.", "embed_vision.", "audio_tower.", "audio_embedder.",
+        "embed_audio.", "multi_modal_projector."}) {
     if (canonical.substr(0, prefix.size()) == prefix) return true;
   }
   return false;
