@@ -171,6 +171,7 @@ class FileCheckpoint final : public Checkpoint {
     for (const auto& [name, tensor] : stored) {
       if (!expected_names.contains(name)) PutAside(*tensor, stored, wrong);
     }
+    spec_.weight_block = quantized_ ? 32 : 1;
     std::sort(unused_.begin(), unused_.end());
     for (size_t i = 0; i < tensors_.size(); ++i) {
       index_.emplace(tensors_[i].name, static_cast<int>(i));
@@ -213,7 +214,8 @@ class FileCheckpoint final : public Checkpoint {
       wrong.Add(expected.name, ShapeText(expected.shape) + " as F32, F16 or BF16", found);
       return;
     }
-    quantized_ = quantized_ || IsQuantized(*raw.dtype);
+    const bool is_matrix = shape.size() > 1;
+    quantized_ = quantized_ || (is_matrix && IsQuantized(*raw.dtype));
     tensors_.push_back({.name = expected.name,
                         .file = raw.file,
                         .dtype = *raw.dtype,

@@ -4,8 +4,8 @@
 // in the reference, so the values agree with it bit for bit.
 #include <cstring>
 
-#include "common/base/half.h"
 #include "common/base/check.h"
+#include "common/base/half.h"
 #include "model/checkpoint.h"
 
 namespace lapidary {

@@ -62,6 +62,8 @@ struct ModelSpec {
   bool layer_scalar = true;  // one stored factor per layer (Gemma 4)
   MoeSpec moe;
   std::vector<LayerSpec> layers;
+  // 32 when the file stores matrices in blocks, which ranks do not cut; 1 otherwise.
+  int weight_block = 1;
 
   // From config.json / generation_config.json / GGUF metadata.
   TokenId bos_id = 2;

@@ -1,20 +1,25 @@
 #include "model/shard_plan.h"
 
 #include <algorithm>
+#include <numeric>
 
 #include "absl/strings/str_format.h"
 
 namespace lapidary {
 namespace {
 
-constexpr int64_t kUnit = 32;  // a block of a quantised file, a panel of packed columns
+constexpr int64_t kPanel = 32;  // columns of packed weights
 
-// The largest unit that leaves no rank empty: 32 where the ranks get one each, else a smaller power
-// of two. Blocks of 32 are kept together wherever that is possible.
+// The largest unit up to a panel that leaves no rank empty.
 int64_t UnitFor(int64_t total, int ranks) {
-  int64_t unit = kUnit;
+  int64_t unit = kPanel;
   while (unit > 1 && (total + unit - 1) / unit < ranks) unit /= 2;
   return unit;
+}
+
+// Query heads whose columns of the output projection are whole blocks.
+int64_t HeadUnit(const ModelSpec& spec, const LayerSpec& layer) {
+  return spec.weight_block / std::gcd(spec.weight_block, layer.head_dim);
 }
 
 // KV heads that query heads [q.begin, q.end) read.
@@ -38,10 +43,15 @@ absl::StatusOr<ShardPlan> PlanShards(const ModelSpec& spec, int size) {
     return absl::InvalidArgumentError(absl::StrFormat("a group of %d ranks", size));
   }
   for (size_t i = 0; i < spec.layers.size(); ++i) {
-    if (spec.layers[i].q_heads < size) {
-      return absl::InvalidArgumentError(
-          absl::StrFormat("layer %d has %d query heads, too few for %d ranks: use at most %d", i,
-                          spec.layers[i].q_heads, size, spec.layers[i].q_heads));
+    const LayerSpec& layer = spec.layers[i];
+    const int64_t unit = HeadUnit(spec, layer), units = (layer.q_heads + unit - 1) / unit;
+    if (units < size) {
+      return absl::InvalidArgumentError(absl::StrFormat(
+          "layer %d has %d query heads%s, too few for %d ranks: use at most %d", i, layer.q_heads,
+          unit == 1
+              ? ""
+              : absl::StrFormat(" of %d, whose blocks keep %d together", layer.head_dim, unit),
+          size, units));
     }
   }
   ShardPlan plan;
@@ -53,9 +63,11 @@ absl::StatusOr<ShardPlan> PlanShards(const ModelSpec& spec, int size) {
     rank.vocab = SplitUnits(spec.vocab, UnitFor(spec.vocab, size), size, r);
     for (const LayerSpec& layer : spec.layers) {
       LayerShard shard;
-      shard.q_heads = SplitUnits(layer.q_heads, 1, size, r);
+      shard.q_heads = SplitUnits(layer.q_heads, HeadUnit(spec, layer), size, r);
       shard.kv_heads = KvHeadsFor(shard.q_heads, layer);
-      shard.mlp = SplitUnits(layer.mlp_width, UnitFor(layer.mlp_width, size), size, r);
+      const int64_t unit =
+          spec.weight_block > 1 ? spec.weight_block : UnitFor(layer.mlp_width, size);
+      shard.mlp = SplitUnits(layer.mlp_width, unit, size, r);
       shard.experts = SplitUnits(spec.moe.experts, 1, size, r);
       rank.layers.push_back(shard);
     }

@@ -43,8 +43,11 @@ struct ShardPlan {
   std::vector<RankShard> ranks;
 };
 
-// Quantised files split widths at multiples of 32 (blocks), others at multiples of 1 where a unit
-// of 32 would leave a rank empty. INVALID_ARGUMENT when some layer has fewer q heads than ranks.
+// Units: MLP widths are split at multiples of 32 (a packed panel; a block of a quantised file), of
+// 16, 8 ... 1 where 32 would leave a rank empty and the file has no blocks
+// (ModelSpec::weight_block). Vocabulary rows likewise; blocks do not matter to them. Query heads
+// are split singly, or in the smallest number whose columns fill whole blocks. INVALID_ARGUMENT
+// when a layer has fewer of those than ranks.
 absl::StatusOr<ShardPlan> PlanShards(const ModelSpec& spec, int size);
 
 }  // namespace lapidary

@@ -52,7 +52,8 @@ absl::Status CheckLayer(const ModelSpec& spec, int index, const std::string& whe
   }
   const LayerSpec& owner = spec.layers[layer.kv_owner];
   if (owner.kind != layer.kind || owner.kv_heads != layer.kv_heads ||
-      owner.head_dim != layer.head_dim || owner.k_eq_v != layer.k_eq_v) {
+      owner.head_dim != layer.head_dim || owner.k_eq_v != layer.k_eq_v ||
+      owner.q_heads != layer.q_heads) {
     return absl::InvalidArgumentError(absl::StrFormat(
         "%sshares the KV of layer %d, whose heads have another shape", here, layer.kv_owner));
   }
