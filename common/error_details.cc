@@ -8,6 +8,8 @@
 namespace lapidary {
 namespace {
 
+constexpr size_t kMaxViolations = 16;  // so that they fit gRPC's trailers
+
 template <class Message>
 std::string TypeUrl() {
   return "type.googleapis.com/" + std::string(Message::descriptor()->full_name());
@@ -29,7 +31,12 @@ std::optional<Message> Read(const absl::Status& status) {
 
 }  // namespace
 
-absl::Status BadRequestError(const std::vector<FieldViolation>& violations) {
+absl::Status BadRequestError(std::vector<FieldViolation> violations) {
+  if (violations.size() > kMaxViolations) {
+    const size_t more = violations.size() - kMaxViolations + 1;
+    violations.resize(kMaxViolations - 1);
+    violations.push_back(FieldViolation{"...", absl::StrFormat("and %d more", more)});
+  }
   google::rpc::BadRequest detail;
   for (const FieldViolation& v : violations) {
     google::rpc::BadRequest::FieldViolation* out = detail.add_field_violations();

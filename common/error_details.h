@@ -20,8 +20,9 @@ struct FieldViolation {
   std::string description;  // why it is bad
 };
 
-// INVALID_ARGUMENT naming every bad field, in the message and as BadRequest. Needs at least one.
-absl::Status BadRequestError(const std::vector<FieldViolation>& violations);
+// INVALID_ARGUMENT naming every bad field (the first 15 and a count, when there are more), in the
+// message and as BadRequest.
+absl::Status BadRequestError(std::vector<FieldViolation> violations);
 
 // Each returns the status with one more detail; an OK status stays as it is.
 absl::Status WithRetryAfter(absl::Status status, absl::Duration delay);

@@ -2,6 +2,7 @@
 #pragma once
 #include <cstdint>
 #include <string>
+#include <vector>
 
 #include "absl/time/time.h"
 
@@ -16,9 +17,10 @@ enum class GroupPhase {
 
 struct GroupState {
   GroupPhase phase = GroupPhase::kWaiting;
-  uint64_t epoch = 0;  // of the current or the last group; 0 before the first
-  int size = 1;        // ranks wanted
-  int connected = 0;   // workers registered
+  uint64_t epoch = 0;         // of the current or the last group; 0 before the first
+  int size = 1;               // ranks wanted
+  int connected = 0;          // workers registered
+  std::vector<bool> rank_up;  // by rank, once assigned
   int64_t loaded_bytes = 0, total_bytes = 0;  // summed over ranks, while loading
   std::string last_failure;  // why the last epoch ended or workers are overdue; empty: no failure
 

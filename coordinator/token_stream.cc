@@ -1,0 +1,369 @@
+#include "coordinator/token_stream.h"
+
+#include <algorithm>
+#include <limits>
+#include <utility>
+
+#include "absl/strings/str_format.h"
+#include "common/error_details.h"
+#include "common/log.h"
+
+namespace lapidary {
+
+namespace wire = cluster::v1;
+
+namespace {
+
+// Keeps one message of prompt scores far below the 4 MiB that clients take by default, also with
+// the most alternatives.
+constexpr int kScoresPerMessage = 256;
+
+Outcome OutcomeOf(v1::FinishReason reason) {
+  switch (reason) {
+    case v1::FINISH_REASON_LENGTH:
+      return Outcome::kLength;
+    case v1::FINISH_REASON_TOOL_CALLS:
+      return Outcome::kToolCalls;
+    default:
+      return Outcome::kStop;
+  }
+}
+
+}  // namespace
+
+TokenStream::TokenStream(const AdmittedRequest& request, const ServedModel& model,
+                         CoordinatorMetrics& metrics, const SlowReaderPolicy& policy,
+                         absl::Duration retry_delay, Hooks hooks)
+    : client_id_(request.client_id),
+      trace_id_(request.trace_id),
+      received_(request.received),
+      prompt_tokens_(request.prompt_tokens),
+      options_(request.stream),
+      model_(model),
+      metrics_(metrics),
+      policy_(policy),
+      retry_delay_(retry_delay),
+      hooks_(std::move(hooks)),
+      last_progress_(request.received) {
+  absl::MutexLock lock(&mu_);
+  choices_.resize(request.choices.size());
+  for (size_t i = 0; i < choices_.size(); ++i) {
+    Choice& choice = choices_[i];
+    choice.id = RequestId{request.choices[i].id()};
+    choice_of_[choice.id] = i;
+    if (model.tokenizer != nullptr) {
+      choice.text.emplace(*model.tokenizer, !options_.keep_special_tokens);
+    }
+    if (!options_.stops.empty()) choice.stops.emplace(options_.stops, options_.include_stop);
+  }
+}
+
+void TokenStream::Start(StreamWriter* writer) {
+  absl::MutexLock lock(&mu_);
+  writer_ = writer;
+  Pump();
+}
+
+void TokenStream::OnEvent(const wire::RequestEvent& event, absl::Time now) {
+  std::vector<RequestId> cancels;
+  {
+    absl::MutexLock lock(&mu_);
+    const auto found = choice_of_.find(RequestId{event.id()});
+    if (found == choice_of_.end() || final_) return;
+    Choice* choice = &choices_[found->second];
+    if (choice->finished) return;
+    if (event.finish() == wire::FINISH_ERROR || event.finish() == wire::FINISH_CANCELLED) {
+      choice->finished = true;  // the engine has forgotten it
+      End(EngineError(event), Outcome::kError, /*at_once=*/false, now, &cancels);
+    } else {
+      MeasureTimes(choice, event, now);
+      QueuePromptScores(event);
+      TakeTokens(choice, event, &cancels);
+    }
+    if (!final_ &&
+        std::all_of(choices_.begin(), choices_.end(), [](const Choice& c) { return c.finished; })) {
+      v1::GenerateResponse message;
+      v1::Usage* usage = message.mutable_usage();
+      usage->set_prompt_tokens(prompt_tokens_);
+      for (const Choice& c : choices_) {
+        usage->set_completion_tokens(usage->completion_tokens() + c.tokens);
+      }
+      usage->set_total_tokens(prompt_tokens_ + usage->completion_tokens());
+      Queue(std::move(message));
+      End(absl::OkStatus(), outcome_, /*at_once=*/false, now, &cancels);
+    }
+    if (!final_ && pending_bytes_ > policy_.max_queue_bytes()) {
+      End(WithReason(absl::ResourceExhaustedError(absl::StrFormat(
+                         "the client does not read: %d bytes wait for it, the limit is %d",
+                         pending_bytes_, policy_.max_queue_bytes())),
+                     "SLOW_READER"),
+          Outcome::kSlowReader, /*at_once=*/true, now, &cancels);
+    }
+    if (over_limit_since_ == absl::InfiniteFuture() && pending_bytes_ > policy_.queue_bytes) {
+      over_limit_since_ = now;
+    }
+    Pump();
+  }
+  if (!cancels.empty()) hooks_.cancel(cancels);
+}
+
+void TokenStream::MeasureTimes(Choice* choice, const wire::RequestEvent& event, absl::Time now) {
+  if (event.has_queue_seconds()) metrics_.QueueTime(event.queue_seconds());
+  if (event.tokens().empty()) return;
+  if (!started_) {
+    started_ = true;
+    metrics_.PromptTokens(prompt_tokens_);
+    metrics_.FirstToken(absl::ToDoubleSeconds(now - received_));
+  }
+  if (choice->tokens > 0) {
+    metrics_.InterToken(absl::ToDoubleSeconds(now - choice->last_time), event.tokens_size());
+  }
+  choice->last_time = now;
+}
+
+void TokenStream::QueuePromptScores(const wire::RequestEvent& event) {
+  for (int begin = 0; begin < event.prompt_scores_size(); begin += kScoresPerMessage) {
+    v1::GenerateResponse message;
+    const int end = std::min(begin + kScoresPerMessage, event.prompt_scores_size());
+    for (int i = begin; i < end; ++i) {
+      FillScore(event.prompt_scores(i), message.mutable_prompt_scores()->add_scores());
+    }
+    Queue(std::move(message));
+  }
+}
+
+void TokenStream::FillScore(const wire::Scored& in, v1::TokenScore* out) const {
+  const bool names = !options_.skip_text;
+  out->set_id(in.id());
+  if (names) out->set_token(model_.TokenName(static_cast<TokenId>(in.id())));
+  out->set_logprob(in.logprob());
+  for (int i = 0; i < std::min(in.top_ids_size(), in.top_logprobs_size()); ++i) {
+    v1::TokenAlternative* top = out->add_top();
+    top->set_id(in.top_ids(i));
+    if (names) top->set_token(model_.TokenName(static_cast<TokenId>(in.top_ids(i))));
+    top->set_logprob(in.top_logprobs(i));
+  }
+}
+
+bool TokenStream::AppendText(Choice* choice, const std::string& piece, std::string* shown,
+                             int* stop) {
+  if (!choice->stops) {
+    *shown += piece;
+    return false;
+  }
+  StopMatcher::Result result = choice->stops->Push(piece);
+  *shown += result.text;
+  *stop = result.stop;
+  return result.stop >= 0;
+}
+
+void TokenStream::TakeTokens(Choice* choice, const wire::RequestEvent& event,
+                             std::vector<RequestId>* cancels) {
+  v1::GenerateResponse message;
+  v1::Delta* delta = message.mutable_delta();
+  delta->set_choice(static_cast<uint32_t>(choice - choices_.data()));
+  const uint32_t tokens_before = choice->tokens;
+  int stop = -1;
+  for (int i = 0; i < event.tokens_size() && stop < 0; ++i) {
+    const wire::Scored& token = event.tokens(i);
+    const auto id = static_cast<TokenId>(token.id());
+    ++choice->tokens;
+    delta->add_token_ids(token.id());
+    if (options_.scores) FillScore(token, delta->add_scores());
+    const bool ends = event.finish() == wire::FINISH_STOP && i + 1 == event.tokens_size() &&
+                      event.has_stop_id() && event.stop_id() == token.id();
+    // A stop token is part of the tokens, and of the text only where stops are.
+    if (ends && !options_.include_stop) continue;
+    if (!ends) choice->last_token = id;
+    if (!choice->text) continue;
+    const std::string piece = choice->text->Push(id);
+    std::string shown;
+    AppendText(choice, piece, &shown, &stop);
+    if (!options_.skip_text) *delta->mutable_text() += shown;
+  }
+  metrics_.GeneratedTokens(choice->tokens - tokens_before);
+  if (stop >= 0) {
+    // The engine may be steps ahead; what it computed past the stop is dropped.
+    if (event.finish() == wire::FINISH_UNSPECIFIED) cancels->push_back(choice->id);
+    Queue(std::move(message));
+    FinishChoice(choice, v1::FINISH_REASON_STOP, options_.stops[static_cast<size_t>(stop)],
+                 std::nullopt);
+    return;
+  }
+  if (event.finish() == wire::FINISH_UNSPECIFIED) {
+    if (delta->token_ids_size() > 0) Queue(std::move(message));
+    return;
+  }
+  // The end: what was held back comes out.
+  if (choice->text) {
+    std::string shown;
+    const bool stopped = AppendText(choice, choice->text->Finish(), &shown, &stop);
+    if (!stopped && choice->stops) shown += choice->stops->Flush();
+    if (!options_.skip_text) *delta->mutable_text() += shown;
+  }
+  if (delta->token_ids_size() > 0 || !delta->text().empty()) Queue(std::move(message));
+  if (stop >= 0) {
+    FinishChoice(choice, v1::FINISH_REASON_STOP, options_.stops[static_cast<size_t>(stop)],
+                 std::nullopt);
+  } else if (event.finish() == wire::FINISH_LENGTH) {
+    FinishChoice(choice, v1::FINISH_REASON_LENGTH, "", std::nullopt);
+  } else {
+    std::optional<uint32_t> stop_id;
+    if (event.has_stop_id()) stop_id = event.stop_id();
+    const bool opens_response = stop_id && model_.tool_response_begin &&
+                                *stop_id == static_cast<uint32_t>(*model_.tool_response_begin);
+    const bool closed_call = model_.tool_call_end && choice->last_token == model_.tool_call_end;
+    const bool tool_call = options_.chat && (opens_response || closed_call);
+    FinishChoice(choice, tool_call ? v1::FINISH_REASON_TOOL_CALLS : v1::FINISH_REASON_STOP, "",
+                 stop_id);
+  }
+}
+
+void TokenStream::FinishChoice(Choice* choice, v1::FinishReason reason, const std::string& stop,
+                               std::optional<uint32_t> stop_id) {
+  choice->finished = true;
+  if (choice == choices_.data()) outcome_ = OutcomeOf(reason);
+  v1::GenerateResponse message;
+  v1::ChoiceFinished* finished = message.mutable_choice_finished();
+  finished->set_choice(static_cast<uint32_t>(choice - choices_.data()));
+  finished->set_reason(reason);
+  finished->set_stop(stop);
+  if (stop_id) finished->set_stop_token_id(*stop_id);
+  finished->set_completion_tokens(choice->tokens);
+  Queue(std::move(message));
+}
+
+absl::Status TokenStream::EngineError(const wire::RequestEvent& event) {
+  if (event.finish() == wire::FINISH_CANCELLED) {
+    return absl::AbortedError("the engine gave the request up");
+  }
+  const auto code = static_cast<absl::StatusCode>(event.error_code());
+  const bool known = event.error_code() > 0 && event.error_code() <= 16;
+  absl::Status status(known ? code : absl::StatusCode::kInternal, event.error_message());
+  if (absl::IsResourceExhausted(status)) {
+    metrics_.Rejected(Rejection::kQueueFull);
+    return WithRetryAfter(WithReason(std::move(status), "QUEUE_FULL"), retry_delay_);
+  }
+  if (absl::IsUnavailable(status)) return WithRetryAfter(std::move(status), retry_delay_);
+  if (absl::IsInvalidArgument(status)) return WithReason(std::move(status), "REFUSED_BY_ENGINE");
+  return status;
+}
+
+void TokenStream::OnLost(const absl::Status& why, absl::Time now) {
+  std::vector<RequestId> cancels;  // the group has forgotten them already
+  absl::MutexLock lock(&mu_);
+  End(why, Outcome::kLost, /*at_once=*/false, now, &cancels);
+  Pump();
+}
+
+void TokenStream::Fail(const absl::Status& status, Outcome outcome, absl::Time now) {
+  std::vector<RequestId> cancels;
+  {
+    absl::MutexLock lock(&mu_);
+    End(status, outcome, /*at_once=*/false, now, &cancels);
+    Pump();
+  }
+  if (!cancels.empty()) hooks_.cancel(cancels);
+}
+
+void TokenStream::ClientGone(bool deadline_passed, absl::Time now) {
+  std::vector<RequestId> cancels;
+  {
+    absl::MutexLock lock(&mu_);
+    if (deadline_passed) {
+      End(absl::DeadlineExceededError("the call's deadline has passed"), Outcome::kDeadline,
+          /*at_once=*/true, now, &cancels);
+    } else {
+      End(absl::CancelledError("the client cancelled"), Outcome::kCancelled, /*at_once=*/true, now,
+          &cancels);
+    }
+    if (writer_ != nullptr) Deliver();  // it had ended, but its queue will not be read any more
+  }
+  if (!cancels.empty()) hooks_.cancel(cancels);
+}
+
+void TokenStream::Tick(absl::Time now) {
+  std::vector<RequestId> cancels;
+  {
+    absl::MutexLock lock(&mu_);
+    if (writer_ == nullptr || pending_bytes_ <= policy_.queue_bytes) return;
+    // While the engine works for it, it may not stay above the limit; afterwards it only has to
+    // make progress.
+    const absl::Time since = final_ ? last_progress_ : over_limit_since_;
+    if (now - since < policy_.timeout) return;
+    const absl::Status status =
+        WithReason(absl::ResourceExhaustedError(absl::StrFormat(
+                       "the client reads too slowly: more than %d bytes have waited for it for %s",
+                       policy_.queue_bytes, absl::FormatDuration(policy_.timeout))),
+                   "SLOW_READER");
+    if (final_) {
+      final_ = status;
+      Deliver();
+    } else {
+      End(status, Outcome::kSlowReader, /*at_once=*/true, now, &cancels);
+    }
+  }
+  if (!cancels.empty()) hooks_.cancel(cancels);
+}
+
+void TokenStream::Queue(v1::GenerateResponse message) {
+  message.set_request_id(client_id_);
+  pending_bytes_ += static_cast<int64_t>(message.ByteSizeLong());
+  pending_.push_back(std::move(message));
+}
+
+void TokenStream::Pump() {
+  if (writer_ == nullptr || write_in_flight_) return;
+  if (!pending_.empty()) {
+    write_in_flight_ = true;
+    writer_->Write(pending_.front());
+  } else if (final_) {
+    Deliver();
+  }
+}
+
+void TokenStream::WriteDone(bool ok, absl::Time now) {
+  absl::MutexLock lock(&mu_);
+  write_in_flight_ = false;
+  last_progress_ = now;
+  pending_bytes_ -= static_cast<int64_t>(pending_.front().ByteSizeLong());
+  pending_.pop_front();
+  if (pending_bytes_ <= policy_.queue_bytes) over_limit_since_ = absl::InfiniteFuture();
+  if (ok) Pump();  // else the call is broken: ClientGone comes
+}
+
+void TokenStream::End(const absl::Status& status, Outcome outcome, bool at_once, absl::Time now,
+                      std::vector<RequestId>* cancels) {
+  if (final_) return;
+  final_ = status;
+  uint32_t tokens = 0;
+  for (const Choice& choice : choices_) {
+    tokens += choice.tokens;
+    if (!choice.finished) cancels->push_back(choice.id);
+  }
+  const double seconds = absl::ToDoubleSeconds(now - received_);
+  metrics_.Finished(outcome, seconds, prompt_tokens_, tokens);
+  const std::string code = absl::StatusCodeToString(status.code());
+  LogInfo("request finished", {{"request_id", client_id_},
+                               {"trace_id", trace_id_},
+                               {"finish", OutcomeName(outcome)},
+                               {"code", code},
+                               {"why", std::string(status.message())},
+                               {"prompt_tokens", prompt_tokens_},
+                               {"generated_tokens", tokens},
+                               {"seconds", seconds}});
+  hooks_.over();
+  if (at_once) Deliver();
+}
+
+// Ends the RPC now. A message being written stays in place until WriteDone.
+void TokenStream::Deliver() {
+  if (writer_ == nullptr) return;
+  std::exchange(writer_, nullptr)->Finish(*final_);
+  while (pending_.size() > (write_in_flight_ ? 1u : 0u)) {
+    pending_bytes_ -= static_cast<int64_t>(pending_.back().ByteSizeLong());
+    pending_.pop_back();
+  }
+}
+
+}  // namespace lapidary

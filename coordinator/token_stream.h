@@ -1,0 +1,133 @@
+// Token ids of one client request -> its events: text, scores, stop strings, usage; and the queue
+// in front of a client that may read slowly or go away.
+//
+// Fed by the group's reader thread, drained by gRPC callback threads, watched by the housekeeper.
+// Exactly one terminal status reaches the writer. Lock order: mu_ before LiveRequests' lock; the
+// group is only called without mu_.
+#pragma once
+#include <deque>
+#include <functional>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "absl/base/thread_annotations.h"
+#include "absl/container/flat_hash_map.h"
+#include "absl/status/status.h"
+#include "absl/synchronization/mutex.h"
+#include "absl/time/time.h"
+#include "coordinator/admission.h"
+#include "coordinator/coordinator_metrics.h"
+#include "coordinator/group_client.h"
+#include "coordinator/served_model.h"
+#include "coordinator/stop_matcher.h"
+
+namespace lapidary {
+
+// The RPC's outgoing side. Called with the stream's lock held: must neither block nor call back.
+class StreamWriter {
+ public:
+  virtual ~StreamWriter() = default;
+  // One at a time: the next after WriteDone(). `message` stays valid until then.
+  virtual void Write(const v1::GenerateResponse& message) = 0;
+  // The last call; the writer may be gone when it returns.
+  virtual void Finish(const absl::Status& status) = 0;
+};
+
+struct SlowReaderPolicy {
+  int64_t queue_bytes = 1 << 20;                               // above: the clock starts
+  absl::Duration timeout = absl::Seconds(30);                  // so long above: cancelled
+  int64_t max_queue_bytes() const { return 8 * queue_bytes; }  // cancelled at once
+};
+
+class TokenStream : public RequestSink {
+ public:
+  struct Hooks {
+    // Forgets engine requests. Called without locks.
+    std::function<void(const std::vector<RequestId>&)> cancel;
+    // The request is over: its client id is free again. Called once, with mu_ held, before the
+    // client can see the end.
+    std::function<void()> over;
+  };
+
+  TokenStream(const AdmittedRequest& request, const ServedModel& model, CoordinatorMetrics& metrics,
+              const SlowReaderPolicy& policy, absl::Duration retry_delay, Hooks hooks);
+
+  // Once, when the group has taken the request; events that came first are written now. The writer
+  // outlives the call of its Finish().
+  void Start(StreamWriter* writer) ABSL_LOCKS_EXCLUDED(mu_);
+
+  void OnEvent(const cluster::v1::RequestEvent& event, absl::Time now) override
+      ABSL_LOCKS_EXCLUDED(mu_);
+  void OnLost(const absl::Status& why, absl::Time now) override ABSL_LOCKS_EXCLUDED(mu_);
+
+  // From the RPC: the message is out (ok) or never will be.
+  void WriteDone(bool ok, absl::Time now) ABSL_LOCKS_EXCLUDED(mu_);
+  // From the RPC: cancelled, or its deadline has passed.
+  void ClientGone(bool deadline_passed, absl::Time now) ABSL_LOCKS_EXCLUDED(mu_);
+  // Ends it with an error after what is queued: not admitted by the group, drained away.
+  void Fail(const absl::Status& status, Outcome outcome, absl::Time now) ABSL_LOCKS_EXCLUDED(mu_);
+  // Applies the slow reader policy.
+  void Tick(absl::Time now) ABSL_LOCKS_EXCLUDED(mu_);
+
+ private:
+  struct Choice {
+    RequestId id;
+    std::optional<IncrementalDetokenizer> text;  // absent without a tokenizer
+    std::optional<StopMatcher> stops;            // absent without stop strings
+    std::optional<TokenId> last_token;
+    uint32_t tokens = 0;
+    bool finished = false;
+    absl::Time last_time;  // of the newest token
+  };
+
+  // Each appends events; `cancels` collects engine requests to forget once mu_ is given up.
+  void TakeTokens(Choice* choice, const cluster::v1::RequestEvent& event,
+                  std::vector<RequestId>* cancels) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  void TakeFinish(Choice* choice, const cluster::v1::RequestEvent& event, v1::Delta* delta)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  void FinishChoice(Choice* choice, v1::FinishReason reason, const std::string& stop,
+                    std::optional<uint32_t> stop_id) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  void QueuePromptScores(const cluster::v1::RequestEvent& event) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  void MeasureTimes(Choice* choice, const cluster::v1::RequestEvent& event, absl::Time now)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  // Shows text as far as no stop string can begin in it. True when a stop string is complete.
+  bool AppendText(Choice* choice, const std::string& piece, std::string* shown, int* stop)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  absl::Status EngineError(const cluster::v1::RequestEvent& event)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+
+  void Queue(v1::GenerateResponse message) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  void Pump() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  // Sets the terminal status; delivered after what is queued, or `at_once`. Later calls do nothing.
+  void End(const absl::Status& status, Outcome outcome, bool at_once, absl::Time now,
+           std::vector<RequestId>* cancels) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  void Deliver() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  void FillScore(const cluster::v1::Scored& in, v1::TokenScore* out) const;
+
+  const std::string client_id_, trace_id_;
+  const absl::Time received_;
+  const uint32_t prompt_tokens_;
+  const StreamOptions options_;
+  const ServedModel& model_;
+  CoordinatorMetrics& metrics_;
+  const SlowReaderPolicy policy_;
+  const absl::Duration retry_delay_;
+  const Hooks hooks_;
+
+  absl::Mutex mu_;
+  StreamWriter* writer_ ABSL_GUARDED_BY(mu_) = nullptr;  // null before Start and after Finish
+  std::vector<Choice> choices_ ABSL_GUARDED_BY(mu_);
+  absl::flat_hash_map<RequestId, size_t> choice_of_ ABSL_GUARDED_BY(mu_);
+  std::deque<v1::GenerateResponse> pending_ ABSL_GUARDED_BY(mu_);  // front is being written, if any
+  int64_t pending_bytes_ ABSL_GUARDED_BY(mu_) = 0;
+  bool write_in_flight_ ABSL_GUARDED_BY(mu_) = false;  // gRPC allows one StartWrite at a time
+  absl::Time over_limit_since_ ABSL_GUARDED_BY(mu_) = absl::InfiniteFuture();
+  absl::Time last_progress_ ABSL_GUARDED_BY(mu_);
+  bool started_ ABSL_GUARDED_BY(mu_) = false;  // the engine has answered
+  std::optional<absl::Status> final_ ABSL_GUARDED_BY(mu_);
+  Outcome outcome_ ABSL_GUARDED_BY(mu_) = Outcome::kStop;  // of choice 0
+};
+
+}  // namespace lapidary
