@@ -1,0 +1,63 @@
+// What the CPU's operations read of a step: the host batch, copied, with each sequence's pages and
+// the cosines and sines of its positions.
+#pragma once
+#include <array>
+#include <cstdint>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "kernels/attention/attention.h"
+#include "kernels/thread_team.h"
+#include "worker/backend.h"
+
+namespace lapidary {
+
+// The rotations that a model's layers use; sliding and global layers usually differ.
+class RopeSet {
+ public:
+  // Index of the table for a layer.
+  int Add(const LayerSpec& layer);
+
+  struct Entry {
+    RopeSpec spec;
+    int head_dim = 0;
+    std::vector<float> frequency;  // [pairs]
+    int pairs() const { return static_cast<int>(frequency.size()); }
+  };
+  const std::vector<Entry>& entries() const { return entries_; }
+
+ private:
+  std::vector<Entry> entries_;
+};
+
+struct CpuBatch final : DeviceBatch {
+  std::vector<TokenId> token_ids;      // [T]
+  std::vector<int32_t> positions;      // [T]
+  std::vector<int32_t> sequence_of;    // [T]
+  std::vector<int32_t> wanted_tokens;  // [wanted]
+  std::array<std::vector<int32_t>, kKvFamilies>
+      pages;  // all sequences' entries, one after the other
+  std::array<std::vector<AttentionSequence>, kKvFamilies> sequences;  // point into `pages`
+  std::vector<std::vector<float>> cos_sin;  // per RopeSet entry: [T, 2 pairs]; filled on the stream
+
+  int32_t Page(KvFamily family, int64_t token) const {
+    const AttentionSequence& s = sequences[static_cast<int>(family)][sequence_of[token]];
+    return s.pages[positions[token] / kPageTokens];
+  }
+
+  void FillRotations(ThreadTeam& team, const RopeSet& ropes);
+};
+
+struct BatchLimits {
+  int64_t max_tokens = 0;
+  std::array<int32_t, kKvFamilies> pages = {};  // in the pools
+  std::array<int, kKvFamilies> windows = {};    // largest of the family's layers; 0: all keys
+  std::array<bool, kKvFamilies> used = {};      // the model has owning layers of the family
+};
+
+// INVALID_ARGUMENT when lengths contradict each other, positions do not ascend, or a page that
+// would be read or written does not exist.
+absl::StatusOr<std::shared_ptr<CpuBatch>> MakeCpuBatch(const HostBatch& host,
+                                                       const BatchLimits& limits);
+
+}  // namespace lapidary

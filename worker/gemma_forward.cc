@@ -1,0 +1,122 @@
+#include "worker/gemma_forward.h"
+
+#include <algorithm>
+#include <string>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
+#include "common/status_macros.h"
+
+namespace lapidary {
+
+absl::StatusOr<std::unique_ptr<GemmaForward>> GemmaForward::Create(const ModelWeights& weights,
+                                                                   const RunnerOptions& options,
+                                                                   Backend& backend,
+                                                                   Communicator& comm) {
+  std::unique_ptr<GemmaForward> forward(
+      new GemmaForward(weights, backend, comm, options.max_logits_rows));
+  RETURN_IF_ERROR(forward->AllocateActivations(options));
+  return forward;
+}
+
+absl::Status GemmaForward::AllocateActivations(const RunnerOptions& options) {
+  const int64_t tokens = options.max_step_tokens;
+  int64_t qkv = 0, q = 0;
+  bool has_experts = false;
+  for (const LayerWeights& layer : weights_.layers) {
+    qkv = std::max(qkv, layer.qkv_width());
+    q = std::max(q, layer.q_width());
+    has_experts = has_experts || static_cast<bool>(layer.moe.router);
+  }
+  ASSIGN_OR_RETURN(x_, backend_.Allocate(tokens, weights_.hidden, true));
+  ASSIGN_OR_RETURN(qkv_, backend_.Allocate(tokens, qkv, false));
+  ASSIGN_OR_RETURN(attended_, backend_.Allocate(tokens, q, false));
+  ASSIGN_OR_RETURN(partial_, backend_.Allocate(tokens, weights_.hidden, true));
+  if (has_experts) {
+    ASSIGN_OR_RETURN(pair_, backend_.Allocate(tokens, 2 * weights_.hidden, true));
+  }
+  if (weights_.ple.dim > 0) {
+    ASSIGN_OR_RETURN(ple_,
+                     backend_.Allocate(tokens, weights_.ple.layers * weights_.ple.dim, false));
+  }
+  ASSIGN_OR_RETURN(hidden_, backend_.Allocate(tokens, weights_.hidden, false));
+  ASSIGN_OR_RETURN(logits_, backend_.Allocate(logits_rows_, weights_.vocab.size(), true));
+  return absl::OkStatus();
+}
+
+absl::Status GemmaForward::Enqueue(const HostBatch& host_batch) {
+  ASSIGN_OR_RETURN(const BatchRef batch, backend_.Upload(host_batch));
+  wanted_ = batch->wanted;
+
+  backend_.Embed(batch, weights_, x_);
+  backend_.AllReduce(comm_, x_, batch->tokens);
+  Show(-1, "embedding", x_, batch->tokens);
+  if (weights_.ple.dim > 0) {
+    backend_.PleInputs(batch, weights_, x_, ple_);
+    Show(-1, "ple_inputs", ple_, batch->tokens);
+  }
+  for (const LayerWeights& layer : weights_.layers) Layer(batch, layer);
+
+  backend_.FinalNorm(batch, weights_, x_, hidden_);
+  Show(-1, "final_norm", hidden_, wanted_);
+  EnqueueLogits(0);
+  return absl::OkStatus();
+}
+
+// Norms of a summed output come after the sum over ranks, so each product that ranks split is
+// followed by a reduction. Dense MLP and experts are normed apart: one reduction of 2 M for both.
+void GemmaForward::Layer(const BatchRef& batch, const LayerWeights& layer) {
+  const int64_t tokens = batch->tokens;
+  const bool has_experts = static_cast<bool>(layer.moe.router), has_ple = weights_.ple.dim > 0;
+  const float scalar_after_mlp = has_ple ? 1.0f : layer.scalar;
+
+  backend_.NormQkv(batch, layer, x_, qkv_);
+  Show(layer.index, "qkv", qkv_, tokens);
+  backend_.NormRopeWrite(batch, layer, qkv_);
+  Show(layer.index, "q_rotated", qkv_, tokens);
+  backend_.Attend(batch, layer, qkv_, attended_);
+  Show(layer.index, "attended", attended_, tokens);
+  backend_.OutputProduct(batch, layer, attended_, partial_);
+  backend_.AllReduce(comm_, partial_, tokens);
+  Show(layer.index, "attention_output", partial_, tokens);
+  backend_.AddNormed(batch, layer, layer.post_attention_norm, partial_, 1.0f, x_);
+  Show(layer.index, "after_attention", x_, tokens);
+
+  if (has_experts) {
+    backend_.GatedMlp(batch, layer, x_, pair_);
+    backend_.Router(batch, layer, x_);
+    backend_.Experts(batch, layer, x_, pair_);
+    backend_.AllReduce(comm_, pair_, tokens);
+    Show(layer.index, "mlp_and_experts", pair_, tokens);
+    backend_.CombineMoe(batch, layer, pair_, scalar_after_mlp, x_);
+  } else {
+    backend_.GatedMlp(batch, layer, x_, partial_);
+    backend_.AllReduce(comm_, partial_, tokens);
+    Show(layer.index, "mlp", partial_, tokens);
+    backend_.AddNormed(batch, layer, layer.post_mlp_norm, partial_, scalar_after_mlp, x_);
+  }
+  if (has_ple) {
+    Show(layer.index, "after_mlp", x_, tokens);
+    backend_.PleMix(batch, layer, weights_.ple, ple_, layer.scalar, x_);
+  }
+  Show(layer.index, "output", x_, tokens);
+}
+
+void GemmaForward::EnqueueLogits(int64_t first_row) {
+  const int64_t rows = std::clamp<int64_t>(wanted_ - first_row, 0, logits_rows_);
+  backend_.Head(weights_, hidden_, first_row, rows, logits_);
+  Show(-1, "logits", logits_, rows);
+  view_ = {static_cast<float*>(logits_.data), rows, logits_.width, weights_.vocab};
+}
+
+void GemmaForward::Show(int layer, const char* name, Activation data, int64_t rows) {
+  if (!probe_) return;
+  std::string full = layer < 0 ? std::string(name) : absl::StrFormat("layers.%d.%s", layer, name);
+  backend_.Inspect(
+      data, rows,
+      [probe = probe_, full = std::move(full)](const float* values, int64_t count, int64_t width) {
+        probe(full, values, count, width);
+      });
+}
+
+}  // namespace lapidary
