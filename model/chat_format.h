@@ -62,14 +62,23 @@ struct PromptSegment {
   bool trusted = false;  // true: markers inside are parsed as special tokens
 };
 
-// INVALID_ARGUMENT names the message and field.
-absl::StatusOr<std::vector<PromptSegment>> RenderChat(ChatFormat format, const ChatRequest& request);
+// Everything the template itself writes is trusted; everything from the request (text, names, keys,
+// numbers) is not. INVALID_ARGUMENT names the message and field.
+absl::StatusOr<std::vector<PromptSegment>> RenderChat(ChatFormat format,
+                                                      const ChatRequest& request);
+// The template's text.
 std::string Join(const std::vector<PromptSegment>& segments);
+// The ids of that text, except that markers count only within trusted segments. BOS is among them.
 std::vector<TokenId> EncodeSegments(const Tokenizer& tokenizer,
                                     const std::vector<PromptSegment>& segments);
 
 // Which format a checkpoint's stored template is; kUnknown for one never seen (the caller warns and
 // names it). An empty template is decided by the model: `family_default`.
 ChatFormat RecognizeTemplate(std::string_view jinja_source, ChatFormat family_default);
+// The built-in format whose markers an unknown template uses, so that a chat can still be served
+// after the warning; kUnknown when it has neither Gemma 4's nor Gemma 3's.
+ChatFormat NearestFormat(std::string_view jinja_source, ChatFormat family_default);
+// In lower-case hex: the template's name in that warning.
+std::string TemplateSha256(std::string_view jinja_source);
 
 }  // namespace lapidary

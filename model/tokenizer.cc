@@ -19,30 +19,22 @@ using internal::TokenMatcher;
 
 class BpeTokenizer final : public Tokenizer {
  public:
-  explicit BpeTokenizer(TokenizerParts parts) : parts_(std::move(parts)) {
-    as_text_ = TokenMatcher(parts_.runs);
-    std::vector<TokenMatcher::Entry> all = parts_.runs;
-    all.insert(all.end(), parts_.markers.begin(), parts_.markers.end());
-    parse_ = TokenMatcher(std::move(all));
-  }
+  explicit BpeTokenizer(TokenizerParts parts)
+      : parts_(std::move(parts)), as_text_(parts_.runs), markers_(parts_.markers) {}
 
   void Encode(std::string_view text, SpecialTokens specials,
               std::vector<TokenId>* ids) const override {
-    const TokenMatcher& matcher = specials == SpecialTokens::kParse ? parse_ : as_text_;
-    size_t begin = 0;  // of what lies between two matches
-    for (size_t at = 0; at < text.size();) {
-      TokenId id = kNoToken;
-      const size_t length = matcher.Match(text, at, &id);
-      if (length == 0) {
-        ++at;
-        continue;
-      }
-      EncodeBetween(text.substr(begin, at - begin), ids);
-      ids->push_back(id);
-      at += length;
-      begin = at;
+    EncodeMarked(text, {{text.size(), specials}}, ids);
+  }
+
+  void EncodeSpans(const std::vector<TextSpan>& spans, std::vector<TokenId>* ids) const override {
+    std::string text;
+    std::vector<Stretch> stretches;
+    for (const TextSpan& span : spans) {
+      text += span.text;
+      stretches.push_back({text.size(), span.specials});
     }
-    EncodeBetween(text.substr(begin), ids);
+    EncodeMarked(text, stretches, ids);
   }
 
   std::string Decode(const std::vector<TokenId>& ids, bool skip_special) const override {
@@ -69,6 +61,41 @@ class BpeTokenizer final : public Tokenizer {
   const std::string& chat_template() const override { return parts_.chat_template; }
 
  private:
+  // Text up to `end` in which markers count, or do not.
+  struct Stretch {
+    size_t end;
+    SpecialTokens specials;
+  };
+
+  void EncodeMarked(std::string_view text, const std::vector<Stretch>& stretches,
+                    std::vector<TokenId>* ids) const {
+    size_t begin = 0;  // of what lies between two matches
+    size_t stretch = 0;
+    for (size_t at = 0; at < text.size();) {
+      while (at >= stretches[stretch].end) ++stretch;
+      TokenId id = kNoToken;
+      size_t length = as_text_.Match(text, at, &id);
+      if (stretches[stretch].specials == SpecialTokens::kParse) {
+        TokenId marker = kNoToken;
+        const size_t marker_length =
+            markers_.Match(text.substr(0, stretches[stretch].end), at, &marker);
+        if (marker_length > length) {
+          length = marker_length;
+          id = marker;
+        }
+      }
+      if (length == 0) {
+        ++at;
+        continue;
+      }
+      EncodeBetween(text.substr(begin, at - begin), ids);
+      ids->push_back(id);
+      at += length;
+      begin = at;
+    }
+    EncodeBetween(text.substr(begin), ids);
+  }
+
   // Text without entries to match. A U+2581 typed by a user is what a space becomes, as everywhere.
   void EncodeBetween(std::string_view text, std::vector<TokenId>* ids) const {
     if (text.find(internal::kSpaceMark) == std::string_view::npos) {
@@ -79,7 +106,8 @@ class BpeTokenizer final : public Tokenizer {
   }
 
   const TokenizerParts parts_;
-  TokenMatcher as_text_, parse_;
+  const TokenMatcher as_text_;  // runs
+  const TokenMatcher markers_;
 };
 
 }  // namespace

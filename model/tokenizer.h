@@ -17,9 +17,19 @@ namespace lapidary {
 
 enum class TokenKind : uint8_t { kNormal, kByte, kControl, kUserDefined, kUnused };
 
-// Control and user-defined tokens are matched in text only where allowed: a rendered template's
-// markers, never a user's own words.
+// Control tokens are matched in text only where allowed: a rendered template's markers, never a
+// user's own words.
+//
+// As text: control entries and the prompt syntax's own markers come out as ordinary pieces,
+// whatever they spell. Runs (Gemma 3's entries for newlines, spaces, tabs, HTML tags) are found
+// either way, as transformers and llama.cpp do: they are what such text is made of.
 enum class SpecialTokens { kAsText, kParse };
+
+// A part of a prompt, and whether markers are looked for in it.
+struct TextSpan {
+  std::string_view text;
+  SpecialTokens specials = SpecialTokens::kAsText;
+};
 
 class Tokenizer {
  public:
@@ -32,8 +42,13 @@ class Tokenizer {
   virtual void Encode(std::string_view text, SpecialTokens specials,
                       std::vector<TokenId>* ids) const = 0;
 
-  // The whole text of ids. skip_special drops control tokens. Invalid byte runs become U+FFFD, one
-  // per byte.
+  // Appends the ids of the joined spans. Pieces merge across the edge of two spans as in any text,
+  // but a marker counts only where it lies inside one span that allows it.
+  virtual void EncodeSpans(const std::vector<TextSpan>& spans, std::vector<TokenId>* ids) const = 0;
+
+  // The whole text of ids. skip_special drops control tokens. Bytes that are no character become
+  // U+FFFD, one per byte; so do the pushes of IncrementalDetokenizer, which join to the same text.
+  // (transformers gives up the whole characters of a run, too, when one byte in it is wrong.)
   virtual std::string Decode(const std::vector<TokenId>& ids, bool skip_special) const = 0;
 
   // The raw piece with U+2581 as space, byte tokens as one byte: what one id contributes.
