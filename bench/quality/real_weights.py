@@ -1,0 +1,86 @@
+"""Compares Lapidary with other programs on a page of English and real weights.
+
+    python3 bench/quality/real_weights.py models/gemma-3-270m-q4_k_m.gguf [--compute fp32 bf16 int8]
+
+Standard library only. Scores page.txt with `lapidary generate ... --prompt-logprobs 0` and compares
+with expected_270m.json (make_expected.py). Prints the perplexity and the differences per token, names
+the tokens that differ most, and exits with 1 when a limit is exceeded:
+
+    fp32   every token within 1e-3 of transformers in fp32
+    bf16   |mean difference| at most 0.003 nat
+    int8   |mean difference| at most 0.01 nat
+"""
+
+import argparse
+import json
+import math
+import pathlib
+import subprocess
+import sys
+
+HERE = pathlib.Path(__file__).resolve().parent
+ROOT = HERE.parents[1]
+MAX_MEAN = {"fp32": 1e-3, "bf16": 0.003, "int8": 0.01}
+MAX_SINGLE = {"fp32": 1e-3}
+
+
+def score(lapidary, gguf, ids, compute, tp):
+    """Log-probability of every id but the first."""
+    command = [str(lapidary), "generate", str(gguf), "--prompt-ids", ",".join(map(str, ids)),
+               "--max-tokens", "1", "--temperature", "0", "--prompt-logprobs", "0",
+               "--compute", compute, "--tp", str(tp), "--json"]
+    done = subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True)
+    logprobs = json.loads(done.stdout)["prompt_logprobs"]
+    assert logprobs[0] is None and len(logprobs) == len(ids), "prompt_logprobs has the wrong shape"
+    return logprobs[1:]
+
+
+def mean(values):
+    return sum(values) / len(values)
+
+
+def report(name, values, base):
+    differences = [a - b for a, b in zip(values, base)]
+    worst = sorted(range(len(values)), key=lambda i: -abs(differences[i]))[:3]
+    spread = math.sqrt(mean([d * d for d in differences]))
+    print(f"{name:22} perplexity {math.exp(-mean(values)):7.3f}  mean {mean(values):+.4f}  "
+          f"mean difference {mean(differences):+.5f}  root mean square {spread:.5f}  "
+          f"largest {abs(differences[worst[0]]):.5f}")
+    return differences, worst
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("gguf", type=pathlib.Path)
+    parser.add_argument("--lapidary", type=pathlib.Path, default=ROOT / "build" / "lapidary")
+    parser.add_argument("--compute", nargs="+", choices=MAX_MEAN, default=list(MAX_MEAN))
+    parser.add_argument("--tp", type=int, default=1)
+    parser.add_argument("--tokens", type=int, default=0, help="only the first so many; 0: all")
+    args = parser.parse_args()
+    expected = json.loads((HERE / "expected_270m.json").read_text())
+    ids = expected["ids"][:args.tokens or None]
+    cut = lambda values: values[:len(ids) - 1]
+    base = cut(expected["transformers_fp32"])
+    print(f"{len(ids)} tokens; differences from transformers in fp32")
+    for name in ("transformers_fp32", "transformers_bf16", "llama_cpp"):
+        report(name.replace("_", " "), cut(expected[name]), base)
+    failed = False
+    for compute in args.compute:
+        values = score(args.lapidary, args.gguf, ids, compute, args.tp)
+        differences, worst = report(f"lapidary {compute}", values, base)
+        for i in worst:
+            print(f"    token {i + 1}: {values[i]:.4f}, transformers {base[i]:.4f} in fp32 and "
+                  f"{expected['transformers_bf16'][i]:.4f} in bf16, llama.cpp "
+                  f"{expected['llama_cpp'][i]:.4f}")
+        if abs(mean(differences)) > MAX_MEAN[compute]:
+            print(f"  FAILED: mean difference above {MAX_MEAN[compute]}")
+            failed = True
+        largest = abs(differences[worst[0]])
+        if largest > MAX_SINGLE.get(compute, math.inf):
+            print(f"  FAILED: a token differs by more than {MAX_SINGLE[compute]}")
+            failed = True
+    sys.exit(1 if failed else 0)
+
+
+if __name__ == "__main__":
+    main()
