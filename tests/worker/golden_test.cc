@@ -66,7 +66,7 @@ TokenId ArgMax(const std::vector<float>& row) {
 }
 
 // One case on its way through the group: fed in chunks, then one greedy token per step.
-struct Run {
+struct CaseRun {
   const GoldenCase* expected;
   GoldenGroup::Sequence sequence;
 
@@ -80,7 +80,7 @@ struct Run {
   }
 };
 
-void CompareRow(const Run& run, int position, const std::vector<float>& row,
+void CompareRow(const CaseRun& run, int position, const std::vector<float>& row,
                 const std::string& where, Comparison& comparison) {
   const GoldenCase& c = *run.expected;
   const double normaliser = LogSumExp(row);
@@ -111,14 +111,14 @@ void CompareRow(const Run& run, int position, const std::vector<float>& row,
 
 // Runs the cases side by side in one batch until all are done. A token computed greedily goes back
 // in as the next input, so a wrong one derails everything after it.
-absl::Status RunTogether(GoldenGroup& group, std::vector<Run*> runs, int chunk,
+absl::Status RunTogether(GoldenGroup& group, std::vector<CaseRun*> runs, int chunk,
                          const std::string& where, Comparison& comparison) {
-  for (Run* run : runs) run->sequence.ids = run->expected->prompt;
+  for (CaseRun* run : runs) run->sequence.ids = run->expected->prompt;
   for (;;) {
-    std::vector<Run*> active;
+    std::vector<CaseRun*> active;
     std::vector<GoldenGroup::Sequence*> sequences;
     std::vector<int> counts;
-    for (Run* run : runs) {
+    for (CaseRun* run : runs) {
       if (run->done()) continue;
       active.push_back(run);
       sequences.push_back(&run->sequence);
@@ -129,7 +129,7 @@ absl::Status RunTogether(GoldenGroup& group, std::vector<Run*> runs, int chunk,
     if (!logits.ok()) return logits.status();
     size_t row = 0;
     for (size_t b = 0; b < active.size(); ++b) {
-      Run& run = *active[b];
+      CaseRun& run = *active[b];
       for (int i = 0; i < counts[b]; ++i, ++row) {
         CompareRow(run, run.sequence.computed - counts[b] + i, (*logits)[row],
                    where + " " + run.expected->name, comparison);
@@ -139,7 +139,7 @@ absl::Status RunTogether(GoldenGroup& group, std::vector<Run*> runs, int chunk,
       }
     }
   }
-  for (Run* run : runs) group.Release(run->sequence);
+  for (CaseRun* run : runs) group.Release(run->sequence);
   return absl::OkStatus();
 }
 
@@ -158,16 +158,17 @@ TEST_P(GoldenTest, AgreesWithTransformers) {
     if (!mixed) options.max_logits_rows = 100;
     absl::StatusOr<std::unique_ptr<GoldenGroup>> group = GoldenGroup::Create(model->path, options);
     ASSERT_TRUE(group.ok()) << group.status();
-    std::vector<Run> runs;
-    for (const GoldenCase& c : model->cases) runs.push_back(Run{.expected = &c, .sequence = {}});
+    std::vector<CaseRun> runs;
+    for (const GoldenCase& c : model->cases)
+      runs.push_back(CaseRun{.expected = &c, .sequence = {}});
     const std::string where = "chunk " + std::to_string(chunk);
     if (mixed) {
-      std::vector<Run*> all;
-      for (Run& run : runs) all.push_back(&run);
+      std::vector<CaseRun*> all;
+      for (CaseRun& run : runs) all.push_back(&run);
       const absl::Status status = RunTogether(**group, all, chunk, where, comparison);
       ASSERT_TRUE(status.ok()) << status;
     } else {
-      for (Run& run : runs) {
+      for (CaseRun& run : runs) {
         const absl::Status status = RunTogether(**group, {&run}, chunk, where, comparison);
         ASSERT_TRUE(status.ok()) << status;
       }
