@@ -49,7 +49,9 @@ inline void SinCos4(__m256d x, __m256d& sine, __m256d& cosine) {
 std::vector<float> RopeFrequencies(double theta, int head_dim, int rotated_pairs, double factor) {
   std::vector<float> frequency(rotated_pairs);
   for (int i = 0; i < rotated_pairs; ++i) {
-    frequency[i] = static_cast<float>(std::pow(theta, -2.0 * i / head_dim) / factor);
+    const float exponent = static_cast<float>(2 * i) / static_cast<float>(head_dim);
+    frequency[i] =
+        1.0f / std::pow(static_cast<float>(theta), exponent) / static_cast<float>(factor);
   }
   return frequency;
 }
