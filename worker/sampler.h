@@ -1,8 +1,14 @@
 // Sharded logits to the same token ids on every rank.
 //
-// Each rank selects candidates of its vocabulary shard; ranks exchange candidates and normalisers and
-// each arrives at the same id. Where a filter cannot be decided from candidates (top-p or min-p
-// without top-k on very flat rows), the row's logits are gathered: exact always, fast usually.
+// Each rank selects candidates of its vocabulary shard; ranks exchange candidates and normalisers
+// and each arrives at the same id. Rows without a top-k up to 256 find their thresholds together
+// instead (sampler_threshold.h): a few kilobytes, never the row. Exact always.
+//
+// Order, on one row: logit bias, penalties, suppressed tokens and stop ids before min_tokens;
+// temperature; top-k; top-p of the mass that top-k left; min-p of the best token's probability. The
+// kept tokens, by ascending id, share [0, 1) by their probabilities; 64 bits of Philox say where.
+// Temperature 0 takes the best, the lower id of equals. Logprobs are of the logits as they came.
+// The same logits and seed give the same token for any number of ranks, threads and other rows.
 #pragma once
 #include <cstdint>
 #include <memory>
@@ -31,10 +37,10 @@ struct SampleRow {
   const SamplingParams* params = nullptr;  // outlives the step
   const TokenCounts* counts = nullptr;     // state before the token; outlives the step
   uint32_t choice = 0;
-  int32_t position = 0;         // absolute position of the token this row predicts
-  int32_t generated = 0;        // tokens generated before it (min_tokens)
-  TokenId scored_token = -1;    // >= 0: the logprob of this token is wanted (prompt logprobs)
-  int32_t top_logprobs = 0;     // how many best tokens to report
+  int32_t position = 0;       // absolute position of the token this row predicts
+  int32_t generated = 0;      // tokens generated before it (min_tokens)
+  TokenId scored_token = -1;  // >= 0: the logprob of this token is wanted (prompt logprobs)
+  int32_t top_logprobs = 0;   // how many best tokens to report
   bool wants_logprob = false;
 };
 
@@ -48,7 +54,8 @@ class Sampler {
   static std::unique_ptr<Sampler> Create(ThreadTeam& team, Communicator& comm, int64_t vocab);
   virtual ~Sampler() = default;
   // Enqueues on the stream after the forward that fills `logits`; `out` is valid after the stream
-  // has been synchronised. Every rank passes the same rows.
+  // has been synchronised. Every rank passes the same rows, no logits row twice. The logits are
+  // changed. Any values are taken: NaN counts as -inf, a row of nothing else gives token 0.
   virtual void Sample(const LogitsView& logits, std::vector<SampleRow> rows, Stream& stream,
                       std::vector<SampledRow>* out) = 0;
 };

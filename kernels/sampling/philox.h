@@ -32,4 +32,13 @@ inline float UniformFloat(uint64_t seed, uint32_t position, uint32_t choice,
   return static_cast<float>(bits[0] >> 8) * 0x1p-24f;
 }
 
+// 64 uniform bits: as a fraction of 2^64, fine enough for an integer mass of 2^62.
+inline uint64_t UniformBits(uint64_t seed, uint32_t position, uint32_t choice,
+                            RandomPurpose purpose) {
+  const std::array<uint32_t, 4> bits =
+      Philox4x32({position, choice, static_cast<uint32_t>(purpose), 0},
+                 {static_cast<uint32_t>(seed), static_cast<uint32_t>(seed >> 32)});
+  return uint64_t{bits[0]} << 32 | bits[1];
+}
+
 }  // namespace lapidary
