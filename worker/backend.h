@@ -60,6 +60,11 @@ class Backend {
   // -- A step. Copies the batch; INVALID_ARGUMENT when it contradicts itself or exceeds the limits.
   virtual absl::StatusOr<BatchRef> Upload(const HostBatch& batch) = 0;
 
+  // The batch of the wanted tokens alone, and their rows of an activation moved to the front: after
+  // the last layer that writes keys nobody needs the others. Exact, since rows are independent.
+  virtual BatchRef KeepWanted(const BatchRef& batch) = 0;
+  virtual void KeepWantedRows(const BatchRef& batch, Activation data) = 0;
+
   // x = embedding[id] * scale; rows of other ranks' vocabulary are 0.
   virtual void Embed(const BatchRef& batch, const ModelWeights& model, Activation x) = 0;
   // ple [T, L * P] = (norm(Wmp x * M^-1/2) + table[id] * P^1/2) * 2^-1/2

@@ -99,6 +99,22 @@ class CpuBackend final : public Backend {
     return BatchRef(std::move(batch));
   }
 
+  BatchRef KeepWanted(const BatchRef& ref) override {
+    std::shared_ptr<CpuBatch> part = WantedPart(std::static_pointer_cast<const CpuBatch>(ref));
+    Enqueue([this, part] { part->FillRotations(team_, ropes_); });
+    return part;
+  }
+  void KeepWantedRows(const BatchRef& ref, Activation data) override {
+    Enqueue([ref, data] {
+      const CpuBatch& batch = Cpu(ref);
+      for (int64_t i = 0; i < batch.wanted; ++i) {  // ascending: no row is overwritten before read
+        if (batch.wanted_tokens[i] == i) continue;
+        std::copy_n(Floats(data) + batch.wanted_tokens[i] * data.width, data.width,
+                    Floats(data) + i * data.width);
+      }
+    });
+  }
+
   void Embed(const BatchRef& ref, const ModelWeights& model, Activation x) override {
     Enqueue([this, ref, &model, x] {
       const CpuBatch& batch = Cpu(ref);

@@ -120,6 +120,33 @@ void CpuBatch::FillRotations(ThreadTeam& team, const RopeSet& ropes) {
   });
 }
 
+std::shared_ptr<CpuBatch> WantedPart(const std::shared_ptr<const CpuBatch>& whole) {
+  auto part = std::make_shared<CpuBatch>();
+  part->whole = whole;
+  part->tokens = part->wanted = whole->wanted;
+  int32_t previous = -2;
+  for (int32_t i = 0; i < static_cast<int32_t>(whole->wanted); ++i) {
+    const int32_t token = whole->wanted_tokens[i], sequence = whole->sequence_of[token];
+    part->token_ids.push_back(whole->token_ids[token]);
+    part->positions.push_back(whole->positions[token]);
+    part->wanted_tokens.push_back(i);
+    const bool follows = token == previous + 1 && whole->sequence_of[previous] == sequence;
+    for (int f = 0; f < kKvFamilies; ++f) {
+      if (follows) {
+        ++part->sequences[f].back().len;
+      } else {
+        part->sequences[f].push_back({.pages = whole->sequences[f][sequence].pages,
+                                      .position = whole->positions[token],
+                                      .len = 1,
+                                      .token = i});
+      }
+    }
+    part->sequence_of.push_back(static_cast<int32_t>(part->sequences[0].size()) - 1);
+    previous = token;
+  }
+  return part;
+}
+
 absl::StatusOr<std::shared_ptr<CpuBatch>> MakeCpuBatch(const HostBatch& host,
                                                        const BatchLimits& limits) {
   RETURN_IF_ERROR(CheckShape(host, limits));

@@ -38,6 +38,7 @@ struct CpuBatch final : DeviceBatch {
   std::array<std::vector<int32_t>, kKvFamilies>
       pages;  // all sequences' entries, one after the other
   std::array<std::vector<AttentionSequence>, kKvFamilies> sequences;  // point into `pages`
+  std::shared_ptr<const CpuBatch> whole;    // keeps `pages` alive when this is a part of it
   std::vector<std::vector<float>> cos_sin;  // per RopeSet entry: [T, 2 pairs]; filled on the stream
 
   int32_t Page(KvFamily family, int64_t token) const {
@@ -54,6 +55,9 @@ struct BatchLimits {
   std::array<int, kKvFamilies> windows = {};    // largest of the family's layers; 0: all keys
   std::array<bool, kKvFamilies> used = {};      // the model has owning layers of the family
 };
+
+// The wanted tokens of a batch, as sequences of consecutive positions.
+std::shared_ptr<CpuBatch> WantedPart(const std::shared_ptr<const CpuBatch>& whole);
 
 // INVALID_ARGUMENT when lengths contradict each other, positions do not ascend, or a page that
 // would be read or written does not exist.

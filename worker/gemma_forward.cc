@@ -45,7 +45,7 @@ absl::Status GemmaForward::AllocateActivations(const RunnerOptions& options) {
 }
 
 absl::Status GemmaForward::Enqueue(const HostBatch& host_batch) {
-  ASSIGN_OR_RETURN(const BatchRef batch, backend_.Upload(host_batch));
+  ASSIGN_OR_RETURN(BatchRef batch, backend_.Upload(host_batch));
   wanted_ = batch->wanted;
 
   backend_.Embed(batch, weights_, x_);
@@ -55,7 +55,17 @@ absl::Status GemmaForward::Enqueue(const HostBatch& host_batch) {
     backend_.PleInputs(batch, weights_, x_, ple_);
     Show(-1, "ple_inputs", ple_, batch->tokens);
   }
-  for (const LayerWeights& layer : weights_.layers) Layer(batch, layer);
+  for (const LayerWeights& layer : weights_.layers) {
+    QueriesAndKeys(batch, layer);
+    if (layer.index == last_owner_ && wanted_ < batch->tokens) {
+      backend_.KeepWantedRows(batch, x_);
+      backend_.KeepWantedRows(batch, qkv_);
+      if (weights_.ple.dim > 0) backend_.KeepWantedRows(batch, ple_);
+      batch = backend_.KeepWanted(batch);
+    }
+    if (batch->tokens == 0) break;  // a chunk of a prompt in whose logits nobody is interested
+    AttentionAndMlp(batch, layer);
+  }
 
   backend_.FinalNorm(batch, weights_, x_, hidden_);
   Show(-1, "final_norm", hidden_, wanted_);
@@ -65,15 +75,18 @@ absl::Status GemmaForward::Enqueue(const HostBatch& host_batch) {
 
 // Norms of a summed output come after the sum over ranks, so each product that ranks split is
 // followed by a reduction. Dense MLP and experts are normed apart: one reduction of 2 M for both.
-void GemmaForward::Layer(const BatchRef& batch, const LayerWeights& layer) {
+void GemmaForward::QueriesAndKeys(const BatchRef& batch, const LayerWeights& layer) {
+  backend_.NormQkv(batch, layer, x_, qkv_);
+  Show(layer.index, "qkv", qkv_, batch->tokens);
+  backend_.NormRopeWrite(batch, layer, qkv_);
+  Show(layer.index, "q_rotated", qkv_, batch->tokens);
+}
+
+void GemmaForward::AttentionAndMlp(const BatchRef& batch, const LayerWeights& layer) {
   const int64_t tokens = batch->tokens;
   const bool has_experts = static_cast<bool>(layer.moe.router), has_ple = weights_.ple.dim > 0;
   const float scalar_after_mlp = has_ple ? 1.0f : layer.scalar;
 
-  backend_.NormQkv(batch, layer, x_, qkv_);
-  Show(layer.index, "qkv", qkv_, tokens);
-  backend_.NormRopeWrite(batch, layer, qkv_);
-  Show(layer.index, "q_rotated", qkv_, tokens);
   backend_.Attend(batch, layer, qkv_, attended_);
   Show(layer.index, "attended", attended_, tokens);
   backend_.OutputProduct(batch, layer, attended_, partial_);

@@ -27,10 +27,17 @@ class GemmaForward {
  private:
   GemmaForward(const ModelWeights& weights, Backend& backend, Communicator& comm,
                int64_t logits_rows)
-      : weights_(weights), backend_(backend), comm_(comm), logits_rows_(logits_rows) {}
+      : weights_(weights), backend_(backend), comm_(comm), logits_rows_(logits_rows) {
+    for (const LayerWeights& layer : weights.layers) {
+      if (layer.owns_kv()) last_owner_ = layer.index;
+    }
+  }
 
   absl::Status AllocateActivations(const RunnerOptions& options);
-  void Layer(const BatchRef& batch, const LayerWeights& layer);
+  // The two halves of a layer. Between them, in the last layer that writes keys, the batch shrinks
+  // to the tokens whose logits are wanted.
+  void QueriesAndKeys(const BatchRef& batch, const LayerWeights& layer);
+  void AttentionAndMlp(const BatchRef& batch, const LayerWeights& layer);
   // Shows an intermediate to the probe, if there is one. `layer` < 0: of the whole model.
   void Show(int layer, const char* name, Activation data, int64_t rows);
 
@@ -38,6 +45,7 @@ class GemmaForward {
   Backend& backend_;
   Communicator& comm_;
   const int64_t logits_rows_;
+  int last_owner_ = 0;  // the last layer that writes keys and values
   ModelRunner::Probe probe_;
 
   Activation x_;         // [T, M] the stream

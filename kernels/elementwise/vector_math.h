@@ -5,22 +5,31 @@
 
 namespace lapidary {
 
-// exp(x), relative error below 2^-22 where the result is a normal number; 0 and infinity beyond.
-// x = n ln 2 + r with |r| <= ln(2)/2, and a degree 6 polynomial in r (coefficients: Cephes expf).
-inline __m256 Exp8(__m256 x) {
-  const __m256 low = _mm256_set1_ps(-87.3f), high = _mm256_set1_ps(88.7f);
-  const __m256 clamped = _mm256_min_ps(_mm256_max_ps(x, low), high);
-  const __m256 n = _mm256_round_ps(_mm256_mul_ps(clamped, _mm256_set1_ps(1.44269504f)),
-                                   _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-  __m256 r = _mm256_fnmadd_ps(n, _mm256_set1_ps(0.693359375f), clamped);
-  r = _mm256_fnmadd_ps(n, _mm256_set1_ps(-2.12194440e-4f), r);
+// x - n ln(2), the product in two parts.
+inline __m256 ReduceExp(__m256 x, __m256 n) {
+  const __m256 r = _mm256_fnmadd_ps(n, _mm256_set1_ps(0.693359375f), x);
+  return _mm256_fnmadd_ps(n, _mm256_set1_ps(-2.12194440e-4f), r);
+}
+
+// exp(r) for |r| <= ln(2)/2: a polynomial of degree 7 (coefficients: Cephes expf).
+inline __m256 ExpNear0(__m256 r) {
   __m256 p = _mm256_set1_ps(1.9875691500e-4f);
   p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(1.3981999507e-3f));
   p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(8.3334519073e-3f));
   p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(4.1665795894e-2f));
   p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(1.6666665459e-1f));
   p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(5.0000001201e-1f));
-  p = _mm256_fmadd_ps(p, _mm256_mul_ps(r, r), _mm256_add_ps(r, _mm256_set1_ps(1.0f)));
+  return _mm256_fmadd_ps(p, _mm256_mul_ps(r, r), _mm256_add_ps(r, _mm256_set1_ps(1.0f)));
+}
+
+// exp(x), relative error below 2^-22 where the result is a normal number; 0 and infinity beyond.
+// x = n ln 2 + r with |r| <= ln(2)/2.
+inline __m256 Exp8(__m256 x) {
+  const __m256 low = _mm256_set1_ps(-87.3f), high = _mm256_set1_ps(88.7f);
+  const __m256 clamped = _mm256_min_ps(_mm256_max_ps(x, low), high);
+  const __m256 n = _mm256_round_ps(_mm256_mul_ps(clamped, _mm256_set1_ps(1.44269504f)),
+                                   _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+  const __m256 p = ExpNear0(ReduceExp(clamped, n));
   // 2^n in two factors: n = 128 has no float of its own.
   const __m256i whole = _mm256_cvtps_epi32(n);
   const __m256i half = _mm256_srai_epi32(whole, 1);
@@ -54,12 +63,19 @@ inline __m256 Tanh8(__m256 x) {
 }
 
 // gelu, tanh form: x / (1 + exp(-2 sqrt(2/pi) (x + 0.044715 x^3))). Written with the logistic
-// function, so that small negative results keep their relative precision.
+// function, so that small negative results keep their relative precision. The exponential is bare:
+// where its argument is clamped the result is x or nothing (below 1e-36).
 inline __m256 Gelu8(__m256 x) {
-  const __m256 inner = _mm256_mul_ps(
+  __m256 z = _mm256_mul_ps(
       x, _mm256_fmadd_ps(_mm256_mul_ps(x, x), _mm256_set1_ps(-2 * 0.7978845608f * 0.044715f),
                          _mm256_set1_ps(-2 * 0.7978845608f)));
-  return _mm256_div_ps(x, _mm256_add_ps(_mm256_set1_ps(1.0f), Exp8(inner)));
+  z = _mm256_min_ps(_mm256_max_ps(z, _mm256_set1_ps(-87.0f)), _mm256_set1_ps(88.0f));
+  const __m256 n = _mm256_round_ps(_mm256_mul_ps(z, _mm256_set1_ps(1.44269504f)),
+                                   _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+  const __m256 power = _mm256_castsi256_ps(
+      _mm256_slli_epi32(_mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127)), 23));
+  const __m256 e = _mm256_mul_ps(ExpNear0(ReduceExp(z, n)), power);
+  return _mm256_div_ps(x, _mm256_add_ps(_mm256_set1_ps(1.0f), e));
 }
 
 // Sum of the eight lanes in a fixed order.

@@ -45,12 +45,18 @@ void ForwardHarness::Start(std::vector<std::vector<TokenId>> sequences) {
 }
 
 std::vector<std::vector<float>> ForwardHarness::Step(const std::vector<Chunk>& chunks) {
+  return Step(chunks, [](int) { return true; });
+}
+
+std::vector<std::vector<float>> ForwardHarness::Step(const std::vector<Chunk>& chunks,
+                                                     const std::function<bool(int)>& wanted) {
   HostBatch batch;
   batch.seq_begin.push_back(0);
   for (const Chunk& chunk : chunks) {
     const int start = done_[chunk.sequence];
     for (int i = start; i < start + chunk.len; ++i) {
-      batch.logits_index.push_back(static_cast<int32_t>(batch.token_ids.size()));
+      const auto token = static_cast<int32_t>(batch.token_ids.size());
+      if (wanted(token)) batch.logits_index.push_back(token);
       batch.token_ids.push_back(sequences_[chunk.sequence][i]);
       batch.positions.push_back(i);
       for (int f = 0; f < kKvFamilies; ++f) {
@@ -68,7 +74,7 @@ std::vector<std::vector<float>> ForwardHarness::Step(const std::vector<Chunk>& c
       batch.page_tables[f].push_back(&tables_[chunk.sequence][f]);
     }
   }
-  const size_t tokens = batch.token_ids.size();
+  const size_t tokens = batch.logits_index.size();
   std::vector<std::vector<float>> logits(tokens, std::vector<float>(vocab_));
   OnEveryRank([&](int r) {
     ModelRunner& runner = *runners_[r];

@@ -28,6 +28,9 @@ class ForwardHarness {
   // One step: the next `len` tokens of each chunk's sequence. Returns the logits [V] of every token
   // of the step, in order.
   std::vector<std::vector<float>> Step(const std::vector<Chunk>& chunks);
+  // The same, with logits only where wanted(token of the step) says so.
+  std::vector<std::vector<float>> Step(const std::vector<Chunk>& chunks,
+                                       const std::function<bool(int)>& wanted);
   // Everything of one sequence in one step.
   std::vector<std::vector<float>> Whole(const std::vector<TokenId>& tokens);
 
