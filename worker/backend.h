@@ -108,9 +108,10 @@ class Backend {
 
   // rows x width numbers become the sum over ranks. A no-op for one rank.
   virtual void AllReduce(Communicator& comm, Activation data, int64_t rows) = 0;
-  // Calls see(data, rows, width) on the stream with the numbers as fp32 in host memory.
-  virtual void Inspect(Activation data, int64_t rows,
-                       std::function<void(const float*, int64_t, int64_t)> see) = 0;
+  // Calls see(numbers) on the stream with columns [0, columns) of the rows, packed, fp32, in host
+  // memory.
+  virtual void Inspect(Activation data, int64_t rows, int64_t columns,
+                       std::function<void(const float*)> see) = 0;
 
   virtual Stream& stream() = 0;
 };

@@ -322,9 +322,19 @@ class CpuBackend final : public Backend {
   void AllReduce(Communicator& comm, Activation data, int64_t rows) override {
     if (comm.size() > 1) comm.AllReduceSum(Floats(data), rows * data.width, stream_);
   }
-  void Inspect(Activation data, int64_t rows,
-               std::function<void(const float*, int64_t, int64_t)> see) override {
-    Enqueue([see = std::move(see), data, rows] { see(Floats(data), rows, data.width); });
+  void Inspect(Activation data, int64_t rows, int64_t columns,
+               std::function<void(const float*)> see) override {
+    Enqueue([see = std::move(see), data, rows, columns] {
+      if (columns == data.width) {
+        see(Floats(data));
+        return;
+      }
+      std::vector<float> packed(rows * columns);
+      for (int64_t r = 0; r < rows; ++r) {
+        std::copy_n(Floats(data) + r * data.width, columns, packed.data() + r * columns);
+      }
+      see(packed.data());
+    });
   }
   Stream& stream() override { return stream_; }
 

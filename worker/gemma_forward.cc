@@ -50,10 +50,10 @@ absl::Status GemmaForward::Enqueue(const HostBatch& host_batch) {
 
   backend_.Embed(batch, weights_, x_);
   backend_.AllReduce(comm_, x_, batch->tokens);
-  Show(-1, "embedding", x_, batch->tokens);
+  Show(-1, "embedding", x_, batch->tokens, x_.width);
   if (weights_.ple.dim > 0) {
     backend_.PleInputs(batch, weights_, x_, ple_);
-    Show(-1, "ple_inputs", ple_, batch->tokens);
+    Show(-1, "ple_inputs", ple_, batch->tokens, ple_.width);
   }
   for (const LayerWeights& layer : weights_.layers) {
     QueriesAndKeys(batch, layer);
@@ -68,7 +68,7 @@ absl::Status GemmaForward::Enqueue(const HostBatch& host_batch) {
   }
 
   backend_.FinalNorm(batch, weights_, x_, hidden_);
-  Show(-1, "final_norm", hidden_, wanted_);
+  Show(-1, "final_norm", hidden_, wanted_, hidden_.width);
   EnqueueLogits(0);
   return absl::OkStatus();
 }
@@ -77,9 +77,9 @@ absl::Status GemmaForward::Enqueue(const HostBatch& host_batch) {
 // followed by a reduction. Dense MLP and experts are normed apart: one reduction of 2 M for both.
 void GemmaForward::QueriesAndKeys(const BatchRef& batch, const LayerWeights& layer) {
   backend_.NormQkv(batch, layer, x_, qkv_);
-  Show(layer.index, "qkv", qkv_, batch->tokens);
+  Show(layer.index, "qkv", qkv_, batch->tokens, layer.qkv_width());
   backend_.NormRopeWrite(batch, layer, qkv_);
-  Show(layer.index, "q_rotated", qkv_, batch->tokens);
+  Show(layer.index, "q_rotated", qkv_, batch->tokens, layer.q_width());
 }
 
 void GemmaForward::AttentionAndMlp(const BatchRef& batch, const LayerWeights& layer) {
@@ -88,48 +88,48 @@ void GemmaForward::AttentionAndMlp(const BatchRef& batch, const LayerWeights& la
   const float scalar_after_mlp = has_ple ? 1.0f : layer.scalar;
 
   backend_.Attend(batch, layer, qkv_, attended_);
-  Show(layer.index, "attended", attended_, tokens);
+  Show(layer.index, "attended", attended_, tokens, layer.q_width());
   backend_.OutputProduct(batch, layer, attended_, partial_);
   backend_.AllReduce(comm_, partial_, tokens);
-  Show(layer.index, "attention_output", partial_, tokens);
+  Show(layer.index, "attention_output", partial_, tokens, partial_.width);
   backend_.AddNormed(batch, layer, layer.post_attention_norm, partial_, 1.0f, x_);
-  Show(layer.index, "after_attention", x_, tokens);
+  Show(layer.index, "after_attention", x_, tokens, x_.width);
 
   if (has_experts) {
     backend_.GatedMlp(batch, layer, x_, pair_);
     backend_.Router(batch, layer, x_);
     backend_.Experts(batch, layer, x_, pair_);
     backend_.AllReduce(comm_, pair_, tokens);
-    Show(layer.index, "mlp_and_experts", pair_, tokens);
+    Show(layer.index, "mlp_and_experts", pair_, tokens, pair_.width);
     backend_.CombineMoe(batch, layer, pair_, scalar_after_mlp, x_);
   } else {
     backend_.GatedMlp(batch, layer, x_, partial_);
     backend_.AllReduce(comm_, partial_, tokens);
-    Show(layer.index, "mlp", partial_, tokens);
+    Show(layer.index, "mlp", partial_, tokens, partial_.width);
     backend_.AddNormed(batch, layer, layer.post_mlp_norm, partial_, scalar_after_mlp, x_);
   }
   if (has_ple) {
-    Show(layer.index, "after_mlp", x_, tokens);
+    Show(layer.index, "after_mlp", x_, tokens, x_.width);
     backend_.PleMix(batch, layer, weights_.ple, ple_, layer.scalar, x_);
   }
-  Show(layer.index, "output", x_, tokens);
+  Show(layer.index, "output", x_, tokens, x_.width);
 }
 
 void GemmaForward::EnqueueLogits(int64_t first_row) {
   const int64_t rows = std::clamp<int64_t>(wanted_ - first_row, 0, logits_rows_);
   backend_.Head(weights_, hidden_, first_row, rows, logits_);
-  Show(-1, "logits", logits_, rows);
+  Show(-1, "logits", logits_, rows, logits_.width);
   view_ = {static_cast<float*>(logits_.data), rows, logits_.width, weights_.vocab};
 }
 
-void GemmaForward::Show(int layer, const char* name, Activation data, int64_t rows) {
+void GemmaForward::Show(int layer, const char* name, Activation data, int64_t rows,
+                        int64_t columns) {
   if (!probe_) return;
   std::string full = layer < 0 ? std::string(name) : absl::StrFormat("layers.%d.%s", layer, name);
-  backend_.Inspect(
-      data, rows,
-      [probe = probe_, full = std::move(full)](const float* values, int64_t count, int64_t width) {
-        probe(full, values, count, width);
-      });
+  backend_.Inspect(data, rows, columns,
+                   [probe = probe_, full = std::move(full), rows, columns](const float* values) {
+                     probe(full, values, rows, columns);
+                   });
 }
 
 }  // namespace lapidary

@@ -39,7 +39,7 @@ class GemmaForward {
   void QueriesAndKeys(const BatchRef& batch, const LayerWeights& layer);
   void AttentionAndMlp(const BatchRef& batch, const LayerWeights& layer);
   // Shows an intermediate to the probe, if there is one. `layer` < 0: of the whole model.
-  void Show(int layer, const char* name, Activation data, int64_t rows);
+  void Show(int layer, const char* name, Activation data, int64_t rows, int64_t columns);
 
   const ModelWeights& weights_;
   Backend& backend_;
