@@ -163,9 +163,13 @@ absl::StatusOr<std::shared_ptr<ShmSegment>> MeetForPlans(const PlanChannelOption
   return ShmSegment::Meet(segment);
 }
 
-absl::StatusOr<std::unique_ptr<PeerWatch>> WatchPeers(const std::vector<pid_t>& pids, Ring ring) {
-  return PeerWatch::Start(pids, [ring](int rank, pid_t pid) mutable {
-    ring.Abort(absl::StrFormat("rank %d (process %d) died", rank, pid));
+absl::StatusOr<std::unique_ptr<PeerWatch>> WatchPeers(
+    const std::vector<pid_t>& pids, Ring ring,
+    const std::function<void(const std::string&)>& on_peer_exit) {
+  return PeerWatch::Start(pids, [ring, on_peer_exit](int rank, pid_t pid) mutable {
+    const std::string reason = absl::StrFormat("rank %d (process %d) died", rank, pid);
+    ring.Abort(reason);
+    if (on_peer_exit) on_peer_exit(reason);
   });
 }
 
@@ -177,7 +181,7 @@ absl::StatusOr<std::unique_ptr<PlanSender>> CreateShmPlanSender(const PlanChanne
   const Ring ring(segment->payload(), options.ring_bytes);
   const std::vector<pid_t> pids = segment->pids();
   auto sender = std::make_unique<RingSender>(segment, ring, options.size, options.send_timeout);
-  ASSIGN_OR_RETURN(std::unique_ptr<PeerWatch> watch, WatchPeers(pids, ring));
+  ASSIGN_OR_RETURN(std::unique_ptr<PeerWatch> watch, WatchPeers(pids, ring, options.on_peer_exit));
   sender->Keep(std::move(watch));
   return std::unique_ptr<PlanSender>(std::move(sender));
 }
@@ -192,7 +196,7 @@ absl::StatusOr<std::unique_ptr<PlanReceiver>> CreateShmPlanReceiver(
   std::vector<pid_t> pids = segment->pids();
   pids.resize(1);
   auto receiver = std::make_unique<RingReceiver>(segment, ring, options.rank);
-  ASSIGN_OR_RETURN(std::unique_ptr<PeerWatch> watch, WatchPeers(pids, ring));
+  ASSIGN_OR_RETURN(std::unique_ptr<PeerWatch> watch, WatchPeers(pids, ring, options.on_peer_exit));
   receiver->Keep(std::move(watch));
   return std::unique_ptr<PlanReceiver>(std::move(receiver));
 }

@@ -5,6 +5,7 @@
 // A rank that does not read holds the leader up, for `send_timeout` and not longer; a process that
 // dies wakes everyone at the other ends.
 #pragma once
+#include <functional>
 #include <memory>
 #include <string>
 #include <string_view>
@@ -45,6 +46,9 @@ struct PlanChannelOptions {
   int64_t ring_bytes = 1 << 20;  // a power of two
   absl::Duration connect_timeout = absl::Seconds(30);
   absl::Duration send_timeout = absl::Seconds(60);
+  // Told, on a thread of the channel's, that a process at another end has died; the channel has
+  // failed by then. For a leader that waits for something else. May be empty.
+  std::function<void(const std::string& reason)> on_peer_exit;
 };
 
 // Between processes of one host. Waits for every rank; the errors of ShmSegment::Meet.

@@ -1,0 +1,311 @@
+#include "worker/leader.h"
+
+#include <map>
+#include <thread>
+
+#include "absl/synchronization/notification.h"
+#include "engine/plan_codec.h"
+#include "gmock/gmock.h"
+#include "gtest/gtest.h"
+#include "tests/worker/fake_model.h"
+
+namespace lapidary {
+namespace {
+
+using testing::ElementsAreArray;
+using testing::HasSubstr;
+
+constexpr std::array<int32_t, kKvFamilies> kPages = {40, 24};
+
+// What the leader reported, to wait for from the test's thread.
+class RecordingOutput final : public LeaderOutput {
+ public:
+  struct Request {
+    std::vector<TokenId> tokens;
+    FinishReason finish = FinishReason::kNone;
+    absl::Status error;
+    int finishes = 0;
+  };
+
+  void Events(uint64_t step, std::vector<EngineEvent> events) override {
+    absl::MutexLock lock(&mu_);
+    if (step != 0 && step == last_step_) ++repeated_steps_;
+    if (step != 0) last_step_ = step;
+    for (const EngineEvent& event : events) {
+      Request& request = requests_[event.id.value];
+      for (const ScoredToken& t : event.tokens) request.tokens.push_back(t.id);
+      if (event.finish == FinishReason::kNone) continue;
+      request.finish = event.finish;
+      request.error = event.error;
+      ++request.finishes;
+      ++finished_;
+    }
+  }
+  void Load(const EngineStats& stats) override {
+    absl::MutexLock lock(&mu_);
+    stats_ = stats;
+  }
+
+  bool AwaitFinished(int count) {
+    absl::MutexLock lock(&mu_);
+    const auto enough = [&] { return finished_ >= count; };
+    return mu_.AwaitWithTimeout(absl::Condition(&enough), absl::Seconds(60));
+  }
+  bool AwaitTokens(uint64_t id, size_t count) {
+    absl::MutexLock lock(&mu_);
+    const auto enough = [&] { return requests_[id].tokens.size() >= count; };
+    return mu_.AwaitWithTimeout(absl::Condition(&enough), absl::Seconds(60));
+  }
+  Request Get(uint64_t id) {
+    absl::MutexLock lock(&mu_);
+    return requests_[id];
+  }
+  EngineStats stats() {
+    absl::MutexLock lock(&mu_);
+    return stats_;
+  }
+  int repeated_steps() {
+    absl::MutexLock lock(&mu_);
+    return repeated_steps_;
+  }
+
+ private:
+  absl::Mutex mu_;
+  std::map<uint64_t, Request> requests_;
+  EngineStats stats_;
+  uint64_t last_step_ = 0;
+  int finished_ = 0;
+  int repeated_steps_ = 0;
+};
+
+class NoObserver final : public StepObserver {
+ public:
+  void Planned(double) override {}
+  void Executed(const StepPlan&, const StepResult&) override { ++steps; }
+  int steps = 0;
+};
+
+// A whole group in this process: one thread per rank, as the worker processes are.
+class Group {
+ public:
+  explicit Group(int size, absl::Duration drain_timeout = absl::Hours(1))
+      : comms(CreateInprocCommunicators(size)),
+        channel(CreateInprocPlanChannel(size)),
+        results_(size) {
+    for (int r = 0; r < size; ++r) {
+      threads_.emplace_back([this, r, size, drain_timeout] {
+        FakeModelRunner runner(*comms[r], kPages, 8);
+        FakeSampler sampler(*comms[r]);
+        ExecutorConfig config{
+            .epoch = 1, .pages = kPages, .max_logits_rows = 8, .vocab = kFakeVocab};
+        Executor executor(runner, sampler, config);
+        NoObserver observer;
+        if (r > 0) {
+          results_[r] = RunFollower(*channel.receivers[r - 1], executor, observer);
+        } else {
+          SchedulerConfig scheduling;
+          scheduling.pages = kPages;
+          scheduling.window = kFakeWindow;
+          scheduling.max_context = 300;
+          scheduling.max_running = 8;
+          scheduling.max_step_tokens = 24;
+          scheduling.max_queued = 20;
+          const auto scheduler = Scheduler::Create(scheduling);
+          LeaderOptions options;
+          options.has_followers = size > 1;
+          options.drain_timeout = drain_timeout;
+          double now = 0;
+          Leader leader(
+              inbox, *scheduler, *channel.sender, executor, output, observer,
+              [&now] { return now += 0.001; }, options);
+          results_[0] = leader.Run();
+        }
+        if (results_[r].ok()) return;
+        comms[r]->Abort(std::string(results_[r].message()));  // as the worker session does
+        channel.sender->Abort(std::string(results_[r].message()));
+      });
+    }
+  }
+  ~Group() {
+    inbox.End(absl::CancelledError("test over"));
+    Join();
+  }
+  std::vector<absl::Status> Join() {
+    for (std::thread& t : threads_) {
+      if (t.joinable()) t.join();
+    }
+    return results_;
+  }
+
+  std::vector<std::unique_ptr<Communicator>> comms;
+  InprocPlanChannel channel;
+  EngineInbox inbox{64};
+  RecordingOutput output;
+
+ private:
+  std::vector<absl::Status> results_;
+  std::vector<std::thread> threads_;
+};
+
+std::vector<TokenId> Prompt(int seed, int length) {
+  std::vector<TokenId> tokens;
+  for (int i = 0; i < length; ++i) tokens.push_back((seed * 31 + i * 7 + i * i) % kFakeVocab);
+  return tokens;
+}
+
+EngineRequest Request(uint64_t id, int prompt_len, int max_tokens) {
+  EngineRequest request;
+  request.sequence.id = RequestId{id};
+  request.sequence.tokens = Prompt(static_cast<int>(id), prompt_len);
+  request.sequence.prompt_len = prompt_len;
+  request.sequence.sampling.temperature = 0;
+  request.sequence.sampling.max_tokens = max_tokens;
+  return request;
+}
+
+class LeaderGroupTest : public testing::TestWithParam<int> {};
+
+TEST_P(LeaderGroupTest, ServesRequestsAndDrains) {
+  Group group(GetParam());
+  for (uint64_t id = 1; id <= 12; ++id) {
+    group.inbox.Submit(Request(id, static_cast<int>(1 + id * 13), 30));
+  }
+  ASSERT_TRUE(group.output.AwaitFinished(12));
+  group.inbox.Submit(Request(20, 5, 10));  // after an idle pause
+  ASSERT_TRUE(group.output.AwaitFinished(13));
+  group.inbox.Submit(Request(21, 5, 40));
+  ASSERT_TRUE(group.output.AwaitTokens(21, 1));
+  group.inbox.Drain();
+  group.inbox.Submit(Request(22, 5, 10));  // too late
+  for (const absl::Status& s : group.Join()) EXPECT_TRUE(s.ok()) << s;
+
+  for (uint64_t id = 1; id <= 12; ++id) {
+    const auto got = group.output.Get(id);
+    EXPECT_THAT(got.tokens, ElementsAreArray(FakeReference::Continue(
+                                Prompt(static_cast<int>(id), static_cast<int>(1 + id * 13)), 30)))
+        << "request " << id;
+    EXPECT_EQ(got.finish, FinishReason::kLength);
+    EXPECT_EQ(got.finishes, 1);
+  }
+  EXPECT_EQ(group.output.Get(21).tokens.size(), 40u) << "a drain finishes what runs";
+  EXPECT_EQ(group.output.Get(22).error.code(), absl::StatusCode::kUnavailable);
+  EXPECT_EQ(group.output.repeated_steps(), 0) << "tokens of one step come in one message";
+  EXPECT_EQ(group.output.stats().running, 0);
+  EXPECT_EQ(group.output.stats().pages_used, (std::array<int32_t, kKvFamilies>{0, 0}));
+}
+
+INSTANTIATE_TEST_SUITE_P(Ranks, LeaderGroupTest, testing::Values(1, 2, 4));
+
+TEST(Leader, RefusalsAndCancellationsEndOnce) {
+  Group group(1);
+  group.inbox.Submit(Request(1, 500, 10));  // beyond the context
+  group.inbox.Submit(Request(2, 10, 200));
+  ASSERT_TRUE(group.output.AwaitTokens(2, 3));
+  group.inbox.Cancel(RequestId{2});
+  group.inbox.Cancel(RequestId{77});  // unknown
+  EngineEvent refused;
+  refused.id = RequestId{3};
+  refused.finish = FinishReason::kError;
+  refused.error = absl::InvalidArgumentError("no request");
+  group.inbox.Refuse(refused);
+  ASSERT_TRUE(group.output.AwaitFinished(3));
+  EXPECT_EQ(group.output.Get(1).error.code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_EQ(group.output.Get(2).finish, FinishReason::kCancelled);
+  EXPECT_LT(group.output.Get(2).tokens.size(), 200u);
+  EXPECT_EQ(group.output.Get(3).error.message(), "no request");
+  group.inbox.Drain();
+  EXPECT_TRUE(group.Join()[0].ok());
+  for (const uint64_t id : {1, 2, 3}) EXPECT_EQ(group.output.Get(id).finishes, 1);
+  EXPECT_EQ(group.output.stats().pages_used[1], 0) << "a cancelled request's pages are freed";
+}
+
+TEST(Leader, CancelWhileOnlyWaitingIsReported) {
+  Group group(1);
+  {
+    // In one batch: submitted and cancelled before any step.
+    group.inbox.Submit(Request(1, 10, 5));
+    group.inbox.Cancel(RequestId{1});
+  }
+  ASSERT_TRUE(group.output.AwaitFinished(1));
+  EXPECT_EQ(group.output.Get(1).finishes, 1);
+}
+
+TEST(Leader, AFullQueueRefusesTheRest) {
+  Group group(1);
+  for (uint64_t id = 1; id <= 60; ++id) group.inbox.Submit(Request(id, 40, 20));
+  ASSERT_TRUE(group.output.AwaitFinished(60));
+  int refused = 0;
+  for (uint64_t id = 1; id <= 60; ++id) {
+    const auto got = group.output.Get(id);
+    EXPECT_EQ(got.finishes, 1);
+    if (got.finish == FinishReason::kLength) continue;
+    EXPECT_EQ(got.error.code(), absl::StatusCode::kResourceExhausted) << got.error;
+    ++refused;
+  }
+  // Depending on how the batches fell, between none and all beyond the queue's 20.
+  EXPECT_LE(refused, 40);
+}
+
+TEST(Leader, DrainEndsWhatDoesNotEnd) {
+  Group group(1, /*drain_timeout=*/absl::ZeroDuration());
+  group.inbox.Submit(Request(1, 10, 250));
+  ASSERT_TRUE(group.output.AwaitTokens(1, 1));
+  group.inbox.Drain();
+  EXPECT_TRUE(group.Join()[0].ok());
+  const auto got = group.output.Get(1);
+  // It may have finished by itself before the drain was seen.
+  if (got.finish != FinishReason::kLength) {
+    EXPECT_EQ(got.error.code(), absl::StatusCode::kUnavailable);
+    EXPECT_THAT(got.error.message(), HasSubstr("drains"));
+  }
+  EXPECT_EQ(got.finishes, 1);
+}
+
+TEST(Leader, ARankThatFailsEndsAllWithItsReason) {
+  Group group(3);
+  group.inbox.Submit(Request(1, 10, 250));
+  ASSERT_TRUE(group.output.AwaitTokens(1, 1));
+  group.comms[2]->Abort("rank 2 (process 42) died");
+  for (const absl::Status& s : group.Join()) {
+    EXPECT_EQ(s.code(), absl::StatusCode::kUnavailable) << s;
+    EXPECT_EQ(s.message(), "rank 2 (process 42) died");
+  }
+}
+
+TEST(Leader, AnIdleLeaderIsWokenByTheEnd) {
+  Group group(2);
+  group.inbox.End(absl::UnavailableError("the coordinator is gone"));
+  for (const absl::Status& s : group.Join()) {
+    EXPECT_EQ(s.message(), "the coordinator is gone");
+  }
+}
+
+TEST(Leader, AFollowerRefusesGarbage) {
+  auto comms = CreateInprocCommunicators(1);
+  InprocPlanChannel channel = CreateInprocPlanChannel(2);
+  FakeModelRunner runner(*comms[0], kPages, 8);
+  FakeSampler sampler(*comms[0]);
+  Executor executor(runner, sampler, ExecutorConfig{.epoch = 1, .pages = kPages, .vocab = 97});
+  NoObserver observer;
+  ASSERT_TRUE(channel.sender->Send("no plan").ok());
+  EXPECT_EQ(RunFollower(*channel.receivers[0], executor, observer).code(),
+            absl::StatusCode::kInvalidArgument);
+}
+
+TEST(EngineInbox, SaysWhenItIsFullAndWhenItIsNotAnyMore) {
+  EngineInbox inbox(2);
+  int told = 0;
+  inbox.set_on_space([&told] { ++told; });
+  EXPECT_TRUE(inbox.Submit(Request(1, 1, 1)));
+  EXPECT_EQ(inbox.Take(false, absl::InfiniteFuture()).submits.size(), 1u);
+  EXPECT_EQ(told, 0);
+  EXPECT_TRUE(inbox.Submit(Request(1, 1, 1)));
+  EXPECT_FALSE(inbox.Submit(Request(2, 1, 1)));
+  EXPECT_EQ(inbox.Take(true, absl::InfiniteFuture()).submits.size(), 2u);
+  EXPECT_EQ(told, 1);
+  EXPECT_TRUE(inbox.Take(true, absl::InfinitePast()).submits.empty());
+  EXPECT_EQ(told, 1);
+}
+
+}  // namespace
+}  // namespace lapidary

@@ -1,0 +1,137 @@
+#include "worker/leader.h"
+
+#include <utility>
+
+#include "absl/strings/str_format.h"
+#include "absl/time/clock.h"
+#include "common/status_macros.h"
+#include "engine/plan_codec.h"
+
+namespace lapidary {
+namespace {
+
+EngineEvent Refusal(RequestId id, absl::Status why) {
+  EngineEvent event;
+  event.id = id;
+  event.finish = FinishReason::kError;
+  event.error = std::move(why);
+  return event;
+}
+
+}  // namespace
+
+Leader::Leader(EngineInbox& inbox, Scheduler& scheduler, PlanSender& plans, Executor& executor,
+               LeaderOutput& output, StepObserver& observer, std::function<double()> clock,
+               const LeaderOptions& options)
+    : inbox_(inbox),
+      scheduler_(scheduler),
+      plans_(plans),
+      executor_(executor),
+      output_(output),
+      observer_(observer),
+      clock_(std::move(clock)),
+      options_(options) {}
+
+absl::Status Leader::Run() {
+  while (true) {
+    EngineInbox::Batch batch =
+        inbox_.Take(/*wait=*/scheduler_.idle() && !draining_, absl::InfiniteFuture());
+    if (!batch.end.ok()) return batch.end;
+    if (batch.drain && !draining_) {
+      draining_ = true;
+      drain_deadline_ = absl::Now() + options_.drain_timeout;
+    }
+    const bool asked = !batch.submits.empty() || !batch.cancels.empty();
+    std::vector<EngineEvent> events;
+    Admit(std::move(batch), &events);
+    if (draining_ && absl::Now() >= drain_deadline_) CancelAll(&events);
+
+    const double start = clock_();
+    std::optional<StepPlan> plan = scheduler_.Plan(start);
+    if (!plan.has_value()) {
+      // Cancelled without a step, or failed by the scheduler.
+      for (EngineEvent& event : scheduler_.TakeEvents()) events.push_back(std::move(event));
+    }
+    const bool stuck = !plan.has_value() && events.empty() && !scheduler_.idle();
+    if (!events.empty()) Report(0, std::move(events));
+    if (plan.has_value()) {
+      RETURN_IF_ERROR(RunStep(*plan, start));
+      continue;
+    }
+    if (asked) output_.Load(scheduler_.stats());
+    if (stuck) {
+      return absl::InternalError(
+          absl::StrFormat("the scheduler has %d requests, nothing in flight, and plans no step",
+                          scheduler_.stats().running + scheduler_.stats().waiting));
+    }
+    if (draining_ && scheduler_.idle()) break;
+  }
+  if (!options_.has_followers) return absl::OkStatus();
+  StepPlan last;
+  last.epoch = options_.epoch;
+  last.shutdown = true;
+  return plans_.Send(EncodePlan(last));
+}
+
+void Leader::Admit(EngineInbox::Batch batch, std::vector<EngineEvent>* events) {
+  const double now = clock_();
+  for (EngineEvent& refused : batch.refused) events->push_back(std::move(refused));
+  for (EngineRequest& request : batch.submits) {
+    const RequestId id = request.sequence.id;
+    if (draining_) {
+      events->push_back(Refusal(id, absl::UnavailableError("the group is draining")));
+      continue;
+    }
+    request.submit_time = now;
+    absl::Status admitted = scheduler_.Submit(std::move(request), now);
+    if (admitted.ok()) {
+      live_.insert(id);
+    } else {
+      events->push_back(Refusal(id, std::move(admitted)));
+    }
+  }
+  for (const RequestId id : batch.cancels) scheduler_.Cancel(id);
+}
+
+absl::Status Leader::RunStep(const StepPlan& plan, double planned_at) {
+  if (options_.has_followers) RETURN_IF_ERROR(plans_.Send(EncodePlan(plan)));
+  observer_.Planned(clock_() - planned_at);
+  ASSIGN_OR_RETURN(const StepResult result, executor_.Execute(plan));
+  std::vector<EngineEvent> events = scheduler_.Complete(result, clock_());
+  observer_.Executed(plan, result);
+  if (!events.empty()) Report(plan.step, std::move(events));
+  output_.Load(scheduler_.stats());
+  return absl::OkStatus();
+}
+
+void Leader::Report(uint64_t step, std::vector<EngineEvent> events) {
+  for (const EngineEvent& event : events) {
+    if (event.finish != FinishReason::kNone) live_.erase(event.id);
+  }
+  output_.Events(step, std::move(events));
+}
+
+// The drain's time is up: everyone still here is told so, in place of the cancellation's event.
+void Leader::CancelAll(std::vector<EngineEvent>* events) {
+  for (const RequestId id : live_) scheduler_.Cancel(id);
+  for (EngineEvent& event : scheduler_.TakeEvents()) {
+    if (event.finish == FinishReason::kCancelled && live_.contains(event.id)) {
+      event = Refusal(event.id, absl::UnavailableError(
+                                    absl::StrFormat("the group drains and %s are over",
+                                                    absl::FormatDuration(options_.drain_timeout))));
+    }
+    events->push_back(std::move(event));
+  }
+}
+
+absl::Status RunFollower(PlanReceiver& plans, Executor& executor, StepObserver& observer) {
+  while (true) {
+    ASSIGN_OR_RETURN(const std::string bytes, plans.Receive());
+    ASSIGN_OR_RETURN(const StepPlan plan, DecodePlan(bytes));
+    if (plan.shutdown) return absl::OkStatus();
+    ASSIGN_OR_RETURN(const StepResult result, executor.Execute(plan));
+    observer.Executed(plan, result);
+  }
+}
+
+}  // namespace lapidary

@@ -1,0 +1,51 @@
+#include "worker/worker_main.h"
+
+#include <signal.h>
+#include <sys/prctl.h>
+#include <unistd.h>
+
+#include "absl/strings/str_format.h"
+#include "common/status_macros.h"
+#include "worker/worker_session.h"
+
+namespace lapidary {
+namespace {
+
+// The kernel ends this process with its parent, and asks afterwards whether that was too late.
+absl::Status TieToParent(pid_t parent) {
+  if (parent == 0) return absl::OkStatus();
+  prctl(PR_SET_PDEATHSIG, SIGKILL);
+  if (getppid() == parent) return absl::OkStatus();
+  return absl::FailedPreconditionError(
+      absl::StrFormat("process %d, which was to be the parent, is not (any more)", parent));
+}
+
+absl::Status Validate(const WorkerConfig& config) {
+  if (config.threads < 1 || config.threads > 1024) {
+    return absl::InvalidArgumentError(
+        absl::StrFormat("%d threads: 1 to 1024 are possible", config.threads));
+  }
+  if (!config.cpus.empty() && std::ssize(config.cpus) != config.threads) {
+    return absl::InvalidArgumentError(absl::StrFormat("%d CPUs for %d threads: one each is needed",
+                                                      config.cpus.size(), config.threads));
+  }
+  if (config.coordinator.empty()) {
+    return absl::InvalidArgumentError("the coordinator's address is missing");
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace
+
+absl::Status RunWorker(const WorkerConfig& config, int stop_descriptor) {
+  return RunWorker(config, stop_descriptor, LoadModel);
+}
+
+absl::Status RunWorker(const WorkerConfig& config, int stop_descriptor, const ModelLoader& load) {
+  RETURN_IF_ERROR(Validate(config));
+  RETURN_IF_ERROR(TieToParent(config.parent_pid));
+  WorkerSession session(config, load);
+  return session.Run(stop_descriptor);
+}
+
+}  // namespace lapidary
