@@ -3,14 +3,17 @@
 #include <grpcpp/ext/proto_server_reflection_plugin.h>
 #include <grpcpp/grpcpp.h>
 #include <grpcpp/health_check_service_interface.h>
+#include <grpcpp/impl/server_builder_option.h>
+#include <grpcpp/impl/server_builder_plugin.h>
 #include <unistd.h>
 
-#include <atomic>
+#include <algorithm>
 #include <map>
 #include <random>
 #include <string>
 #include <thread>
 #include <utility>
+#include <vector>
 
 #include "absl/strings/str_format.h"
 #include "absl/synchronization/mutex.h"
@@ -45,6 +48,18 @@ uint64_t Entropy() {
   std::random_device device;
   return (uint64_t{device()} << 32) | device();
 }
+
+// Linking gRPC's reflection puts it on every server; this takes it off one.
+class WithoutReflection final : public grpc::ServerBuilderOption {
+ public:
+  void UpdateArguments(grpc::ChannelArguments*) override {}
+  void UpdatePlugins(std::vector<std::unique_ptr<grpc::ServerBuilderPlugin>>* plugins) override {
+    const auto is_reflection = [](const std::unique_ptr<grpc::ServerBuilderPlugin>& plugin) {
+      return plugin->name().find("reflection") != std::string::npos;
+    };
+    plugins->erase(std::remove_if(plugins->begin(), plugins->end(), is_reflection), plugins->end());
+  }
+};
 
 void AddCommonArguments(grpc::ServerBuilder& builder) {
   // Without this a second server on the same port would silently share it.
@@ -160,6 +175,7 @@ class CoordinatorServer::Impl {
     // A silent rank is a lost one: 10 s and 10 s more.
     builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_TIME_MS, Millis(absl::Seconds(10)));
     builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_TIMEOUT_MS, Millis(absl::Seconds(10)));
+    builder.SetOption(std::make_unique<WithoutReflection>());
     builder.SetMaxReceiveMessageSize(-1);  // our own processes; a step with prompt scores is big
     builder.RegisterService(&cluster_service_);
     ASSIGN_OR_RETURN(worker_server_, Listen(builder, config_.worker_listen, &worker_port_));
@@ -168,11 +184,6 @@ class CoordinatorServer::Impl {
 
   absl::Status StartClientPort() {
     grpc::EnableDefaultHealthCheckService(true);
-    static const bool reflection_linked = [] {
-      grpc::reflection::InitProtoReflectionServerBuilderPlugin();
-      return true;
-    }();
-    (void)reflection_linked;
     grpc::ServerBuilder builder;
     AddCommonArguments(builder);
     builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_TIME_MS, Millis(absl::Minutes(1)));
@@ -181,6 +192,9 @@ class CoordinatorServer::Impl {
     builder.AddChannelArgument(GRPC_ARG_MAX_CONNECTION_AGE_MS, Millis(absl::Minutes(30)));
     builder.AddChannelArgument(GRPC_ARG_MAX_CONCURRENT_STREAMS, 4096);
     builder.SetMaxReceiveMessageSize(static_cast<int>(config_.max_request_bytes));
+    // Once is enough for the process; repeated calls do nothing.
+    grpc::reflection::InitProtoReflectionServerBuilderPlugin();
+    if (!config_.reflection) builder.SetOption(std::make_unique<WithoutReflection>());
     builder.RegisterService(&generate_service_);
     ASSIGN_OR_RETURN(client_server_, Listen(builder, config_.listen, &port_));
     PublishHealth();

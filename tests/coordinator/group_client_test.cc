@@ -1,0 +1,182 @@
+// The group's states without a network.
+#include "coordinator/group_client.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include "common/error_details.h"
+
+namespace lapidary {
+namespace {
+
+namespace wire = cluster::v1;
+using ::testing::ElementsAre;
+using ::testing::HasSubstr;
+
+const absl::Time kStart = absl::FromUnixSeconds(1000);
+
+struct FakeLink : WorkerLink {
+  void Send(wire::ConnectResponse message) override { sent.push_back(std::move(message)); }
+  void Close(const absl::Status& status) override { closed = status; }
+  std::vector<wire::ConnectResponse> sent;
+  std::optional<absl::Status> closed;
+};
+
+struct FakeSink : RequestSink {
+  void OnEvent(const wire::RequestEvent& event, absl::Time) override {
+    events.push_back(event.id());
+  }
+  void OnLost(const absl::Status& why, absl::Time) override { lost.push_back(why); }
+  std::vector<uint64_t> events;
+  std::vector<absl::Status> lost;
+};
+
+class GroupClientTest : public ::testing::Test {
+ protected:
+  static CoordinatorConfig Config() {
+    CoordinatorConfig config;
+    config.tensor_parallel = 2;
+    config.worker_connect_timeout = absl::Seconds(5);
+    return config;
+  }
+  std::shared_ptr<FakeLink> Connect(std::optional<uint32_t> rank = {}) {
+    auto link = std::make_shared<FakeLink>();
+    wire::Register hello;
+    hello.set_worker("host/" + std::to_string(++pid_));
+    if (rank) hello.set_rank_hint(*rank);
+    last_register_ = group_.Register(hello, link);
+    return link;
+  }
+  wire::ConnectRequest Message() {
+    wire::ConnectRequest message;
+    message.set_epoch(group_.state().epoch);
+    return message;
+  }
+  void MakeReady(const FakeLink& link) {
+    wire::ConnectRequest message = Message();
+    message.mutable_ready()->set_max_context_tokens(50);
+    message.mutable_ready()->set_weights_bytes(10);
+    group_.OnMessage(&link, message, kStart);
+  }
+  static wire::Submit SubmitOf(uint64_t id) {
+    wire::Submit submit;
+    submit.set_id(id);
+    return submit;
+  }
+
+  int changes_ = 0, pid_ = 0;
+  absl::Status last_register_;
+  GroupClient group_{Config(), "test", kStart, [this] { ++changes_; }};
+};
+
+TEST_F(GroupClientTest, OnlyTheLeadersReadyMakesTheGroupReady) {
+  const auto a = Connect(), b = Connect();
+  EXPECT_EQ(group_.state().phase, GroupPhase::kLoading);
+  EXPECT_EQ(a->sent[0].assignment().rank(), 0u);
+  EXPECT_EQ(b->sent[0].assignment().rank(), 1u);
+  EXPECT_EQ(a->sent[0].epoch(), 1u);
+  MakeReady(*b);
+  EXPECT_FALSE(group_.state().ready());
+  MakeReady(*a);
+  EXPECT_TRUE(group_.state().ready());
+  EXPECT_EQ(group_.state().weights_bytes, 20);
+  EXPECT_EQ(group_.state().max_context, 50);
+  EXPECT_GE(changes_, 3);
+}
+
+TEST_F(GroupClientTest, AWorkerThatLeavesBeforeTheGroupIsCompleteIsForgotten) {
+  const auto a = Connect(0);
+  group_.OnClosed(a.get(), "gone", kStart);
+  EXPECT_EQ(group_.state().connected, 0);
+  Connect(0);
+  EXPECT_TRUE(last_register_.ok()) << "the rank was not free again";
+}
+
+TEST_F(GroupClientTest, LosingAnyRankEndsTheEpochForEveryRequestOnce) {
+  const auto a = Connect(), b = Connect();
+  MakeReady(*a);
+  const auto one = std::make_shared<FakeSink>(), two = std::make_shared<FakeSink>();
+  ASSERT_TRUE(group_.Submit({SubmitOf(1)}, one).ok());
+  ASSERT_TRUE(group_.Submit({SubmitOf(2), SubmitOf(3)}, two).ok());
+  group_.OnClosed(b.get(), "its connection closed", kStart);
+  group_.OnClosed(a.get(), "its connection closed", kStart);  // follows; changes nothing
+  ASSERT_EQ(one->lost.size(), 1u);
+  ASSERT_EQ(two->lost.size(), 2u);  // once a choice; the stream takes the first
+  EXPECT_EQ(one->lost[0].code(), absl::StatusCode::kUnavailable);
+  EXPECT_EQ(std::string(one->lost[0].message()),
+            "the group was lost: rank 1 (host/2) was lost: its connection closed");
+  EXPECT_TRUE(RetryAfter(one->lost[0]));
+  EXPECT_TRUE(a->sent.back().has_abort());
+  EXPECT_TRUE(a->closed);
+  EXPECT_FALSE(b->sent.back().has_abort());
+  EXPECT_EQ(group_.state().phase, GroupPhase::kWaiting);
+  EXPECT_THAT(group_.state().Describe(), HasSubstr("0 of 2 workers connected; rank 1"));
+  // Late messages of the old epoch go nowhere.
+  wire::ConnectRequest late;
+  late.set_epoch(1);
+  late.mutable_step_events()->add_events()->set_id(1);
+  group_.OnMessage(a.get(), late, kStart);
+  EXPECT_TRUE(one->events.empty());
+  Connect();
+  Connect();
+  EXPECT_EQ(group_.state().epoch, 2u);
+  EXPECT_EQ(group_.state().last_failure, "");
+}
+
+TEST_F(GroupClientTest, EventsGoToTheirRequestUntilItEnds) {
+  const auto a = Connect(), b = Connect();
+  MakeReady(*a);
+  const auto one = std::make_shared<FakeSink>(), two = std::make_shared<FakeSink>();
+  ASSERT_TRUE(group_.Submit({SubmitOf(1)}, one).ok());
+  ASSERT_TRUE(group_.Submit({SubmitOf(2)}, two).ok());
+  const auto step = [&](std::vector<std::pair<uint64_t, wire::Finish>> events,
+                        const FakeLink& from) {
+    wire::ConnectRequest message = Message();
+    for (const auto& [id, finish] : events) {
+      wire::RequestEvent* event = message.mutable_step_events()->add_events();
+      event->set_id(id);
+      event->set_finish(finish);
+    }
+    group_.OnMessage(&from, message, kStart);
+  };
+  step({{1, wire::FINISH_UNSPECIFIED}, {2, wire::FINISH_STOP}, {77, wire::FINISH_STOP}}, *a);
+  step({{1, wire::FINISH_UNSPECIFIED}, {2, wire::FINISH_UNSPECIFIED}}, *a);
+  EXPECT_THAT(one->events, ElementsAre(1, 1));
+  EXPECT_THAT(two->events, ElementsAre(2));   // nothing after its end
+  step({{1, wire::FINISH_UNSPECIFIED}}, *b);  // not the leader
+  EXPECT_EQ(one->events.size(), 2u);
+  const size_t before = a->sent.size();
+  group_.Cancel({RequestId{1}, RequestId{2}});
+  ASSERT_EQ(a->sent.size(), before + 1) << "request 2 had ended";
+  EXPECT_EQ(a->sent.back().cancel().id(), 1u);
+  step({{1, wire::FINISH_CANCELLED}}, *a);
+  EXPECT_EQ(one->events.size(), 2u);
+}
+
+TEST_F(GroupClientTest, MissingWorkersAreReportedOnceTheTimeIsUp) {
+  Connect();
+  group_.Tick(kStart + absl::Seconds(4));
+  EXPECT_EQ(group_.state().last_failure, "");
+  group_.Tick(kStart + absl::Seconds(6));
+  EXPECT_EQ(group_.state().Describe(), "1 of 2 workers connected; only 1 of 2 after 5s");
+  const int before = changes_;
+  group_.Tick(kStart + absl::Seconds(7));
+  EXPECT_EQ(changes_, before);
+  Connect();  // late, but welcome
+  EXPECT_EQ(group_.state().phase, GroupPhase::kLoading);
+}
+
+TEST_F(GroupClientTest, DrainingRefusesRequestsAndNewWorkers) {
+  const auto a = Connect(), b = Connect();
+  MakeReady(*a);
+  group_.BeginDrain();
+  const absl::Status status = group_.Submit({SubmitOf(1)}, std::make_shared<FakeSink>());
+  EXPECT_EQ(status.code(), absl::StatusCode::kUnavailable);
+  EXPECT_EQ(Reason(status), "DRAINING");
+  Connect();
+  EXPECT_EQ(last_register_.code(), absl::StatusCode::kUnavailable);
+  EXPECT_EQ(group_.WaitUntilReady(absl::InfiniteFuture()).code(), absl::StatusCode::kUnavailable);
+}
+
+}  // namespace
+}  // namespace lapidary
