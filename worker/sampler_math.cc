@@ -72,6 +72,60 @@ void ComputeWeights(const float* values, int64_t count, Softmax softmax, int64_t
   std::copy(rest_weights, rest_weights + (count - i), weights + i);
 }
 
+void ComputeOrderKeys(const float* values, int64_t count, uint32_t* keys) {
+  for (int64_t i = 0; i < count; ++i) keys[i] = OrderKey(values[i]);
+}
+
+KeptMass MassAbove(const float* values, int64_t count, Softmax softmax, float threshold,
+                   int64_t min_weight) {
+  const __m256 max = _mm256_set1_ps(softmax.max), scale = _mm256_set1_ps(softmax.scale);
+  const __m256 limit = _mm256_set1_ps(threshold);
+  const __m256i least = _mm256_set1_epi64x(min_weight - 1);
+  __m256i sums = _mm256_setzero_si256();
+  KeptMass kept;
+  int64_t i = 0;
+  for (; i + 8 <= count; i += 8) {
+    const __m256 v = _mm256_loadu_ps(values + i);
+    const EightWeights w = WeightsOf(v, max, scale);
+    const __m256i above = _mm256_castps_si256(_mm256_cmp_ps(v, limit, _CMP_GT_OQ));
+    const __m256i low = _mm256_cvtepi32_epi64(_mm256_castsi256_si128(above));
+    const __m256i high = _mm256_cvtepi32_epi64(_mm256_extracti128_si256(above, 1));
+    const __m256i low_heavy = _mm256_and_si256(low, _mm256_cmpgt_epi64(w.low, least));
+    const __m256i high_heavy = _mm256_and_si256(high, _mm256_cmpgt_epi64(w.high, least));
+    sums = _mm256_add_epi64(sums, _mm256_add_epi64(_mm256_and_si256(w.low, low_heavy),
+                                                   _mm256_and_si256(w.high, high_heavy)));
+    const int equal = _mm256_movemask_ps(_mm256_cmp_ps(v, limit, _CMP_EQ_OQ));
+    kept.equal += __builtin_popcount(static_cast<unsigned>(equal));
+  }
+  int64_t lanes[4];
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(lanes), sums);
+  kept.above = lanes[0] + lanes[1] + lanes[2] + lanes[3];
+  for (; i < count; ++i) {
+    const int64_t w = WeightOf(values[i], softmax);
+    if (values[i] > threshold && w >= min_weight) kept.above += w;
+    kept.equal += values[i] == threshold;
+  }
+  return kept;
+}
+
+void CollectBetween(const float* values, int64_t count, float low, float high,
+                    std::vector<float>* found) {
+  const __m256 from = _mm256_set1_ps(low), to = _mm256_set1_ps(high);
+  int64_t i = 0;
+  for (; i + 8 <= count; i += 8) {
+    const __m256 v = _mm256_loadu_ps(values + i);
+    const __m256 inside =
+        _mm256_and_ps(_mm256_cmp_ps(v, from, _CMP_GE_OQ), _mm256_cmp_ps(v, to, _CMP_LE_OQ));
+    for (auto mask = static_cast<unsigned>(_mm256_movemask_ps(inside)); mask != 0;
+         mask &= mask - 1) {
+      found->push_back(values[i + __builtin_ctz(mask)]);
+    }
+  }
+  for (; i < count; ++i) {
+    if (values[i] >= low && values[i] <= high) found->push_back(values[i]);
+  }
+}
+
 int64_t WeightOf(float value, Softmax softmax) {
   int64_t weight = 0;
   ComputeWeights(&value, 1, softmax, &weight);

@@ -48,5 +48,19 @@ Softmax MakeSoftmax(float max, float temperature);
 // weights[i] of values[i]; NaN and -inf weigh nothing.
 void ComputeWeights(const float* values, int64_t count, Softmax softmax, int64_t* weights);
 int64_t WeightOf(float value, Softmax softmax);
+void ComputeOrderKeys(const float* values, int64_t count, uint32_t* keys);
+
+// Of values[0, count): the mass of those above `threshold` that weigh at least min_weight, and the
+// number of those equal to it.
+struct KeptMass {
+  int64_t above = 0;
+  int64_t equal = 0;
+};
+KeptMass MassAbove(const float* values, int64_t count, Softmax softmax, float threshold,
+                   int64_t min_weight);
+
+// Appends those of values[0, count) in [low, high].
+void CollectBetween(const float* values, int64_t count, float low, float high,
+                    std::vector<float>* found);
 
 }  // namespace lapidary

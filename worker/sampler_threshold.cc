@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <array>
+#include <limits>
 
 #include "absl/status/status.h"
 
@@ -11,6 +12,7 @@ namespace {
 
 constexpr int64_t kBlock = 1024;  // columns whose weights are in the first-level cache at once
 constexpr int kBuckets = 2048;
+constexpr float kInfinity = std::numeric_limits<float>::infinity();
 struct Round {
   int shift;
   int bits;
@@ -26,14 +28,15 @@ struct Threshold {
   int64_t equal = 0;  // how many have the key, on all ranks
 };
 
-struct Kept {         // of one shard, or of one block
-  int64_t above = 0;  // mass of what is above the threshold
-  int64_t equal = 0;  // how many are equal to it
-};
-
 struct Found {
   TokenId id = -1;
   float raw = 0;
+};
+
+// One thread's part of a row's histogram.
+struct Share {
+  Histogram histogram;
+  std::vector<float> candidates;
 };
 
 struct RowState {
@@ -45,7 +48,7 @@ struct RowState {
   int64_t target = 0;
   // The draw.
   int owner = -1;  // the rank in whose shard it falls
-  std::vector<Kept> blocks;
+  std::vector<KeptMass> blocks;
   int64_t ties_before = 0;  // kept by earlier ranks and by this one, before the block at hand
   int64_t point = 0;        // from the shard's begin
 };
@@ -88,9 +91,9 @@ class Work {
   Histogram* histograms() { return histograms_.data(); }
   Histogram* own_histograms() { return &histograms_[rank_ * rows_->size()]; }
   int64_t histogram_bytes() const { return Bytes<Histogram>(); }
-  Kept* kept() { return kept_.data(); }
-  Kept* own_kept() { return &kept_[rank_ * rows_->size()]; }
-  int64_t kept_bytes() const { return Bytes<Kept>(); }
+  KeptMass* kept() { return kept_.data(); }
+  KeptMass* own_kept() { return &kept_[rank_ * rows_->size()]; }
+  int64_t kept_bytes() const { return Bytes<KeptMass>(); }
   Found* found() { return found_.data(); }
   Found* own_found() { return &found_[rank_ * rows_->size()]; }
   int64_t found_bytes() const { return Bytes<Found>(); }
@@ -113,7 +116,7 @@ class Work {
   const T& Of(const std::vector<T>& gathered, int rank, size_t i) const {
     return gathered[static_cast<size_t>(rank) * rows_->size() + i];
   }
-  void AddToHistogram(size_t i, bool mass, int round, int64_t begin, int64_t end, Histogram& h);
+  void AddToHistogram(size_t i, bool mass, int round, int64_t begin, int64_t end, Share& share);
   int64_t TieWeight(size_t i) const {
     const int64_t w = WeightOf(FromOrderKey(states_[i].threshold.key), states_[i].softmax);
     return w >= row(i).filter.min_weight ? w : 0;
@@ -123,28 +126,45 @@ class Work {
   const int rank_, ranks_;
   std::shared_ptr<std::vector<ThresholdRow>> rows_;
   std::vector<RowState> states_;
-  std::vector<Histogram> histograms_;         // [ranks][rows]
-  std::vector<Histogram> thread_histograms_;  // [threads][rows]
-  std::vector<Kept> kept_;                    // [ranks][rows]
-  std::vector<Found> found_;                  // [ranks][rows]
+  std::vector<Histogram> histograms_;  // [ranks][rows]
+  std::vector<Share> shares_;          // [threads][rows]
+  std::vector<KeptMass> kept_;         // [ranks][rows]
+  std::vector<Found> found_;           // [ranks][rows]
 };
 
-// The values of columns [begin, end) that agree with the bits found so far, into their next bits.
+// Columns [begin, end) into buckets by their next bits, if they agree with the bits found so far.
+// The second round collects these few, which is all that the third has to look at.
 void Work::AddToHistogram(size_t i, bool mass, int round, int64_t begin, int64_t end,
-                          Histogram& h) {
+                          Share& share) {
   const RowState& state = states_[i];
   const auto [shift, bits] = kRounds[round];
   const uint32_t mask = (1u << bits) - 1;
-  const float* logits = row(i).logits;
+  const float* values = row(i).logits + begin;
+  int64_t count = end - begin;
+  if (round > 0) {
+    if (round == 1) {
+      share.candidates.clear();
+      // Of the keys with the prefix, those of numbers: between the infinities'.
+      const uint32_t first = state.prefix << (shift + bits);
+      const uint32_t last = first | ((1u << (shift + bits)) - 1);
+      CollectBetween(values, count, FromOrderKey(std::max(first, OrderKey(-kInfinity))),
+                     FromOrderKey(std::min(last, OrderKey(kInfinity))), &share.candidates);
+    }
+    values = share.candidates.data();
+    count = static_cast<int64_t>(share.candidates.size());
+  }
   int64_t weights[kBlock];
-  for (int64_t at = begin; at < end; at += kBlock) {
-    const int64_t count = std::min(kBlock, end - at);
-    if (mass) ComputeWeights(logits + at, count, state.softmax, weights);
-    for (int64_t c = 0; c < count; ++c) {
-      const uint32_t key = OrderKey(logits[at + c]);
+  uint32_t keys[kBlock];
+  std::fill_n(weights, kBlock, 1);
+  for (int64_t at = 0; at < count; at += kBlock) {
+    const int64_t block = std::min(kBlock, count - at);
+    if (mass) ComputeWeights(values + at, block, state.softmax, weights);
+    ComputeOrderKeys(values + at, block, keys);
+    for (int64_t c = 0; c < block; ++c) {
+      const uint32_t key = keys[c];
       if (round > 0 && key >> (shift + bits) != state.prefix) continue;
       if (key < state.threshold.key) continue;
-      h[(key >> shift) & mask] += mass ? weights[c] : int64_t{1};
+      share.histogram[(key >> shift) & mask] += weights[c];
     }
   }
 }
@@ -158,14 +178,14 @@ void Work::FillHistograms(bool mass, int round) {
     }
   }
   const int threads = team_.size();
-  thread_histograms_.resize(static_cast<size_t>(threads) * rows_->size());
+  shares_.resize(static_cast<size_t>(threads) * rows_->size());
   team_.Run([&](int thread) {
     for (size_t i = 0; i < states_.size(); ++i) {
       if (!states_[i].searching) continue;
-      Histogram& h = thread_histograms_[thread * states_.size() + i];
-      h.fill(0);
+      Share& share = shares_[thread * states_.size() + i];
+      share.histogram.fill(0);
       AddToHistogram(i, mass, round, ThreadTeam::Begin(row(i).columns, thread, threads),
-                     ThreadTeam::Begin(row(i).columns, thread + 1, threads), h);
+                     ThreadTeam::Begin(row(i).columns, thread + 1, threads), share);
     }
   });
   for (size_t i = 0; i < states_.size(); ++i) {
@@ -173,7 +193,7 @@ void Work::FillHistograms(bool mass, int round) {
     Histogram& sum = own_histograms()[i];
     sum.fill(0);
     for (int thread = 0; thread < threads; ++thread) {
-      const Histogram& h = thread_histograms_[thread * states_.size() + i];
+      const Histogram& h = shares_[thread * states_.size() + i].histogram;
       for (int b = 0; b < kBuckets; ++b) sum[b] += h[b];
     }
   }
@@ -228,33 +248,26 @@ void Work::Narrow(bool mass, int round) {
 void Work::MeasureShard() {
   const int threads = team_.size();
   for (size_t i = 0; i < states_.size(); ++i) {
-    states_[i].blocks.assign((row(i).columns + kBlock - 1) / kBlock, Kept());
+    states_[i].blocks.assign((row(i).columns + kBlock - 1) / kBlock, KeptMass());
   }
   team_.Run([&](int thread) {
-    int64_t weights[kBlock];
     for (size_t i = 0; i < states_.size(); ++i) {
       RowState& state = states_[i];
+      // Without a threshold everything is above -inf, but what weighs nothing.
+      const float threshold =
+          state.threshold.key == 0 ? -kInfinity : FromOrderKey(state.threshold.key);
       const auto blocks = static_cast<int64_t>(state.blocks.size());
       const int64_t end = ThreadTeam::Begin(blocks, thread + 1, threads);
       for (int64_t b = ThreadTeam::Begin(blocks, thread, threads); b < end; ++b) {
-        const float* logits = row(i).logits + b * kBlock;
-        const int64_t count = std::min(kBlock, row(i).columns - b * kBlock);
-        ComputeWeights(logits, count, state.softmax, weights);
-        Kept kept;
-        for (int64_t c = 0; c < count; ++c) {
-          const uint32_t key = OrderKey(logits[c]);
-          kept.above += key > state.threshold.key && weights[c] >= row(i).filter.min_weight
-                            ? weights[c]
-                            : int64_t{0};
-          kept.equal += key == state.threshold.key;
-        }
-        state.blocks[b] = kept;
+        state.blocks[b] =
+            MassAbove(row(i).logits + b * kBlock, std::min(kBlock, row(i).columns - b * kBlock),
+                      state.softmax, threshold, row(i).filter.min_weight);
       }
     }
   });
   for (size_t i = 0; i < states_.size(); ++i) {
-    Kept sum;
-    for (const Kept& block : states_[i].blocks) {
+    KeptMass sum;
+    for (const KeptMass& block : states_[i].blocks) {
       sum.above += block.above;
       sum.equal += block.equal;
     }
@@ -270,7 +283,7 @@ void Work::ChooseOwner() {
     const auto visit = [&](auto each) {  // each(rank, mass, ties before it)
       int64_t ties_before = 0;
       for (int r = 0; r < ranks_; ++r) {
-        const Kept& kept = Of(kept_, r, i);
+        const KeptMass& kept = Of(kept_, r, i);
         const int64_t ties = std::clamp<int64_t>(state.threshold.ties - ties_before, 0, kept.equal);
         if (each(r, kept.above + ties * tie_weight, ties_before)) return;
         ties_before += kept.equal;
@@ -305,7 +318,7 @@ void Work::FindToken() {
     const int64_t tie_weight = TieWeight(i);
     int64_t point = state.point, ties_left = state.threshold.ties - state.ties_before;
     for (size_t b = 0; b < state.blocks.size(); ++b) {
-      const Kept& block = state.blocks[b];
+      const KeptMass& block = state.blocks[b];
       const int64_t mass =
           block.above + std::clamp<int64_t>(ties_left, 0, block.equal) * tie_weight;
       if (point >= mass) {
