@@ -26,7 +26,7 @@ constexpr int kPrintedRanks[] = {1, 2, 4, 8};
 std::string Grouped(int64_t n) {
   std::string digits = absl::StrFormat("%d", n);
   for (int at = static_cast<int>(digits.size()) - 3; at > (n < 0 ? 1 : 0); at -= 3) {
-    digits.insert(static_cast<size_t>(at), ",");
+    digits.insert(digits.begin() + at, ',');
   }
   return digits;
 }
