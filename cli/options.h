@@ -61,7 +61,7 @@ struct ServeFlags {
   ListenFlags listen;
   int threads = 0;  // per rank; 0: the CPUs of this process shared out
   double drain_timeout_s = 60;
-  std::string address_file;  // written once ready: "host:port\n"
+  std::string address_file;  // written once ready: gRPC HOST:PORT, then metrics HOST:PORT
 };
 
 struct GenerateFlags {
