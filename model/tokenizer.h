@@ -44,7 +44,10 @@ class Tokenizer {
 
   // Appends the ids of the joined spans. Pieces merge across the edge of two spans as in any text,
   // but a marker counts only where it lies inside one span that allows it.
-  virtual void EncodeSpans(const std::vector<TextSpan>& spans, std::vector<TokenId>* ids) const = 0;
+  // (This default, for stand-ins, encodes each span by itself.)
+  virtual void EncodeSpans(const std::vector<TextSpan>& spans, std::vector<TokenId>* ids) const {
+    for (const TextSpan& span : spans) Encode(span.text, span.specials, ids);
+  }
 
   // The whole text of ids. skip_special drops control tokens. Bytes that are no character become
   // U+FFFD, one per byte; so do the pushes of IncrementalDetokenizer, which join to the same text.

@@ -303,10 +303,15 @@ absl::StatusOr<std::vector<Bpe::Pair>> ResolveMerges(const std::string& path,
                                                      const Vocabulary& vocab) {
   std::vector<Bpe::Pair> pairs;
   pairs.reserve(json.merges.size());
-  std::string joined;
+  std::string joined, last_joined;
+  std::optional<TokenId> merged;  // of last_joined: all ways to split a piece stand together
   for (const auto& [left, right] : json.merges) {
     joined.assign(left).append(right);
-    const std::optional<TokenId> ids[] = {vocab.Find(left), vocab.Find(right), vocab.Find(joined)};
+    if (joined != last_joined) {
+      merged = vocab.Find(joined);
+      last_joined = joined;
+    }
+    const std::optional<TokenId> ids[] = {vocab.Find(left), vocab.Find(right), merged};
     if (!ids[0] || !ids[1] || !ids[2]) {
       return absl::InvalidArgumentError(
           absl::StrFormat("%s: merge %d of \"%s\" and \"%s\": \"%s\" is not in the vocabulary",
