@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "absl/strings/match.h"
+#include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "absl/strings/str_join.h"
 #include "common/status_macros.h"
@@ -57,9 +58,9 @@ class TextTable {
     for (const auto& row : rows_) {
       std::string line;
       for (size_t c = 0; c < row.size(); ++c) {
-        const int width = static_cast<int>(widths[c]);
+        const std::string padding(widths[c] - row[c].size(), ' ');
         const bool right = c > 0 && RightAligned(c);
-        absl::StrAppendFormat(&line, right ? "  %*s" : "  %-*s", width, row[c]);
+        absl::StrAppend(&line, "  ", right ? padding : row[c], right ? row[c] : padding);
       }
       line.erase(line.find_last_not_of(' ') + 1);
       absl::StrAppendFormat(text, "%s\n", line);

@@ -1,7 +1,6 @@
 #include "model/shard_plan.h"
 
 #include <algorithm>
-#include <numeric>
 
 #include "absl/strings/str_format.h"
 
@@ -15,11 +14,6 @@ int64_t UnitFor(int64_t total, int ranks) {
   int64_t unit = kPanel;
   while (unit > 1 && (total + unit - 1) / unit < ranks) unit /= 2;
   return unit;
-}
-
-// Query heads whose columns of the output projection are whole blocks.
-int64_t HeadUnit(const ModelSpec& spec, const LayerSpec& layer) {
-  return spec.weight_block / std::gcd(spec.weight_block, layer.head_dim);
 }
 
 // KV heads that query heads [q.begin, q.end) read.
@@ -43,15 +37,11 @@ absl::StatusOr<ShardPlan> PlanShards(const ModelSpec& spec, int size) {
     return absl::InvalidArgumentError(absl::StrFormat("a group of %d ranks", size));
   }
   for (size_t i = 0; i < spec.layers.size(); ++i) {
-    const LayerSpec& layer = spec.layers[i];
-    const int64_t unit = HeadUnit(spec, layer), units = (layer.q_heads + unit - 1) / unit;
-    if (units < size) {
-      return absl::InvalidArgumentError(absl::StrFormat(
-          "layer %d has %d query heads%s, too few for %d ranks: use at most %d", i, layer.q_heads,
-          unit == 1
-              ? ""
-              : absl::StrFormat(" of %d, whose blocks keep %d together", layer.head_dim, unit),
-          size, units));
+    const int heads = spec.layers[i].q_heads;
+    if (heads < size) {
+      return absl::InvalidArgumentError(
+          absl::StrFormat("layer %d has %d query heads, too few for %d ranks: use at most %d", i,
+                          heads, size, heads));
     }
   }
   ShardPlan plan;
@@ -63,7 +53,7 @@ absl::StatusOr<ShardPlan> PlanShards(const ModelSpec& spec, int size) {
     rank.vocab = SplitUnits(spec.vocab, UnitFor(spec.vocab, size), size, r);
     for (const LayerSpec& layer : spec.layers) {
       LayerShard shard;
-      shard.q_heads = SplitUnits(layer.q_heads, HeadUnit(spec, layer), size, r);
+      shard.q_heads = SplitUnits(layer.q_heads, 1, size, r);
       shard.kv_heads = KvHeadsFor(shard.q_heads, layer);
       const int64_t unit =
           spec.weight_block > 1 ? spec.weight_block : UnitFor(layer.mlp_width, size);

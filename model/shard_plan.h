@@ -46,8 +46,8 @@ struct ShardPlan {
 // Units: MLP widths are split at multiples of 32 (a packed panel; a block of a quantised file), of
 // 16, 8 ... 1 where 32 would leave a rank empty and the file has no blocks
 // (ModelSpec::weight_block). Vocabulary rows likewise; blocks do not matter to them. Query heads
-// are split singly, or in the smallest number whose columns fill whole blocks. INVALID_ARGUMENT
-// when a layer has fewer of those than ranks.
+// are split singly: where a head ends inside a block, that share of the output projection can not
+// keep the file's blocks. INVALID_ARGUMENT when a layer has fewer query heads than there are ranks.
 absl::StatusOr<ShardPlan> PlanShards(const ModelSpec& spec, int size);
 
 }  // namespace lapidary

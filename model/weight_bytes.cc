@@ -40,6 +40,7 @@ int64_t CellBytes(ComputeType compute, DType stored) {
 struct Part {
   std::string_view name;  // behind the layer's prefix
   int64_t rows;
+  bool whole_blocks = true;
 };
 
 class Counter {
@@ -59,7 +60,8 @@ class Counter {
       run_rows = 0;
     };
     for (const Part& part : parts) {
-      const int64_t cell = CellBytes(compute_, StoredAs(part.name));
+      const int64_t cell =
+          CellBytes(compute_, part.whole_blocks ? StoredAs(part.name) : DType::kBf16);
       if (cell != run_cell) end_run();
       run_cell = cell;
       run_rows += part.rows;
@@ -104,7 +106,11 @@ void CountAttention(const ModelSpec& spec, int index, const LayerShard& shard, C
     counter.Vector(layer.head_dim);  // k_norm
   }
   counter.Matrix(qkv, spec.hidden);
-  counter.Matrix({{"self_attn.o_proj.weight", spec.hidden}}, q);
+  const int64_t begin = shard.q_heads.begin * layer.head_dim;
+  const int64_t end = shard.q_heads.end * layer.head_dim;
+  const bool whole =
+      begin % kBlock == 0 && (end % kBlock == 0 || end == int64_t{layer.q_heads} * layer.head_dim);
+  counter.Matrix({{"self_attn.o_proj.weight", spec.hidden, whole}}, q);
   counter.Vector(layer.head_dim);  // q_norm
 }
 

@@ -15,7 +15,9 @@
 // Bytes of 32 columns x 32 inputs, by compute type and stored format:
 //   fp32  4096 whatever is stored
 //   bf16  2048 whatever is stored
-//   int8  Q8_0 1088, Q6_K 1152, Q4_0 576, Q4_K 640, Q5_0 704, Q5_K 768; F32, F16, BF16: 2048 (bf16)
+//   int8  Q8_0 1088, Q6_K 1152, Q4_0 576, Q4_K 640, Q5_0 704, Q5_K 768; F32, F16, BF16: 2048
+//   (bf16),
+//         and so an output projection whose share begins or ends inside a block
 // Without a checkpoint everything counts as stored in bf16.
 #pragma once
 #include <cstdint>
