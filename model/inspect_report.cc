@@ -225,25 +225,35 @@ void AppendKv(const ModelSpec& spec, const RankShard& whole, std::string* text) 
   }
 }
 
-// "1" where all layers of a family hold as many, else "1-2"; "-" without such layers.
-std::string KvHeads(const ModelSpec& spec, const RankShard& rank, KvFamily family) {
-  int64_t low = 0, high = 0;
+// A size that may differ between the layers of a family: "1", "1-2", or "-" without such layers.
+template <class SizeOf>
+std::string OfFamily(const ModelSpec& spec, const RankShard& rank, KvFamily family,
+                     const SizeOf& size_of) {
+  int64_t low = -1, high = -1;
   for (size_t i = 0; i < spec.layers.size(); ++i) {
     if (spec.layers[i].kind != family) continue;
-    const int64_t heads = rank.layers[i].kv_heads.size();
-    low = low == 0 ? heads : std::min(low, heads);
-    high = std::max(high, heads);
+    const int64_t size = size_of(rank.layers[i]);
+    low = low < 0 ? size : std::min(low, size);
+    high = std::max(high, size);
   }
-  if (high == 0) return "-";
+  if (high < 0) return "-";
   return low == high ? absl::StrFormat("%d", low) : absl::StrFormat("%d-%d", low, high);
+}
+template <class SizeOf>
+std::string OfBothFamilies(const ModelSpec& spec, const RankShard& rank, const SizeOf& size_of) {
+  return absl::StrFormat("%s/%s", OfFamily(spec, rank, KvFamily::kSliding, size_of),
+                         OfFamily(spec, rank, KvFamily::kGlobal, size_of));
 }
 
 void AppendRanks(const ModelSpec& spec, const Checkpoint& checkpoint, std::string* text) {
   const bool stored = !checkpoint.tensors().empty();
-  *text += "\nPer rank of a tensor-parallel group (weight bytes as the CPU packs them)\n";
+  *text +=
+      "\nPer rank of a tensor-parallel group: weight bytes as the CPU packs them, by --compute;\n"
+      "heads, widths and KV bytes are those of a sliding/full layer or of all such layers\n";
   TextTable table;
-  std::vector<std::string> heading = {"TP",   "rank", "kv heads s/f", "KV bytes/token s/f",
-                                      "fp32", "bf16"};
+  std::vector<std::string> heading = {"TP", "rank", "q heads", "kv heads", "MLP"};
+  if (spec.moe.experts > 0) heading.push_back("experts");
+  for (const char* name : {"vocabulary", "KV bytes/token", "fp32", "bf16"}) heading.push_back(name);
   if (checkpoint.quantized()) heading.push_back("int8");
   heading.push_back("");
   table.Row(std::move(heading));
@@ -259,16 +269,22 @@ void AppendRanks(const ModelSpec& spec, const Checkpoint& checkpoint, std::strin
       const auto bytes = [&](ComputeType compute) {
         return PackedWeightBytes(spec, rank, stored ? &checkpoint : nullptr, compute);
       };
+      const auto kv_bytes = [&](KvFamily family) {
+        return Grouped(KvBytesPerToken(spec, rank, family, kKvElementBytes));
+      };
       std::vector<std::string> row = {
-          absl::StrFormat("%d", size),
-          absl::StrFormat("%d", rank.rank.value),
-          absl::StrFormat("%s/%s", KvHeads(spec, rank, KvFamily::kSliding),
-                          KvHeads(spec, rank, KvFamily::kGlobal)),
-          absl::StrFormat("%s/%s",
-                          Grouped(KvBytesPerToken(spec, rank, KvFamily::kSliding, kKvElementBytes)),
-                          Grouped(KvBytesPerToken(spec, rank, KvFamily::kGlobal, kKvElementBytes))),
-          Grouped(bytes(ComputeType::kFp32)),
-          Grouped(bytes(ComputeType::kBf16))};
+          absl::StrFormat("%d", size), absl::StrFormat("%d", rank.rank.value),
+          OfBothFamilies(spec, rank, [](const LayerShard& l) { return l.q_heads.size(); }),
+          OfBothFamilies(spec, rank, [](const LayerShard& l) { return l.kv_heads.size(); }),
+          OfBothFamilies(spec, rank, [](const LayerShard& l) { return l.mlp.size(); })};
+      if (spec.moe.experts > 0) {
+        row.push_back(absl::StrFormat("%d", rank.layers[0].experts.size()));
+      }
+      row.push_back(absl::StrFormat("%d", rank.vocab.size()));
+      row.push_back(
+          absl::StrFormat("%s/%s", kv_bytes(KvFamily::kSliding), kv_bytes(KvFamily::kGlobal)));
+      row.push_back(Grouped(bytes(ComputeType::kFp32)));
+      row.push_back(Grouped(bytes(ComputeType::kBf16)));
       ComputeType fastest = ComputeType::kBf16;
       if (checkpoint.quantized()) {
         fastest = ComputeType::kInt8;

@@ -30,9 +30,12 @@ TEST(InspectReport, OfAConfigAlone) {
   EXPECT_THAT(*report, ContainsRegex("sliding +12 layers, 12,288 bytes per token"));
   EXPECT_THAT(*report, ContainsRegex("full +3 layers, 6,144 bytes per token"));
   EXPECT_THAT(*report, Not(HasSubstr("Stored")));
-  for (const char* row : {"  1  +0 ", "  2  +1 ", "  4  +3 ", "  8  +7 "}) {
-    EXPECT_THAT(*report, ContainsRegex(row));
-  }
+  EXPECT_THAT(*report, ContainsRegex("TP +rank +q heads +kv heads +MLP +vocabulary +KV bytes/token "
+                                     "+fp32 +bf16"));
+  EXPECT_THAT(*report, ContainsRegex("\n +1 +0 +8/8 +1/1 +6144-12288/6144-12288 +262144 "
+                                     "+12,288/6,144 +9,119,036,416 +4,560,090,112 +4.25 GiB\n"));
+  EXPECT_THAT(*report, ContainsRegex("\n +8 +7 +1/1 +1/1 +768-1536/768-1536 +32768 +12,288/6,144 "
+                                     "+1,334,932,480 +668,038,144 +637.09 MiB\n"));
 }
 
 TEST(InspectReport, OfAQuantisedFile) {
