@@ -177,7 +177,8 @@ void AddCommands(CLI::App& app, CommandLine& line) {
   AddListen(serve, line.serve.listen);
   serve->add_option("--drain-timeout", line.serve.drain_timeout_s,
                     "Seconds that streams may finish");
-  serve->add_option("--address-file", line.serve.address_file, "Written once ready: gRPC HOST:PORT, metrics HOST:PORT, a line each");
+  serve->add_option("--address-file", line.serve.address_file,
+                    "Written once ready: gRPC HOST:PORT, metrics HOST:PORT, a line each");
   serve->footer(
       "Examples:\n"
       "  lapidary serve gemma-3-270m.gguf                    one rank with all CPUs\n"

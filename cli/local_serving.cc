@@ -16,15 +16,6 @@
 namespace lapidary {
 namespace {
 
-// "auto" resolved: what the file's own precision allows.
-absl::StatusOr<std::string> ResolveCompute(const EngineFlags& engine) {
-  ASSIGN_OR_RETURN(const std::unique_ptr<Checkpoint> checkpoint,
-                   Checkpoint::Open(engine.model_path));
-  RETURN_IF_ERROR(PlanShards(checkpoint->spec(), engine.tensor_parallel).status());
-  if (engine.compute != "auto") return engine.compute;
-  return std::string(checkpoint->quantized() ? "int8" : "bf16");
-}
-
 std::vector<std::string> CoordinatorArgs(const ServeFlags& flags, const std::string& compute) {
   const EngineFlags& e = flags.engine;
   const ListenFlags& l = flags.listen;
@@ -63,6 +54,14 @@ std::vector<std::string> CoordinatorArgs(const ServeFlags& flags, const std::str
 }
 
 }  // namespace
+
+absl::StatusOr<std::string> ResolveCompute(const EngineFlags& engine) {
+  ASSIGN_OR_RETURN(const std::unique_ptr<Checkpoint> checkpoint,
+                   Checkpoint::Open(engine.model_path));
+  RETURN_IF_ERROR(PlanShards(checkpoint->spec(), engine.tensor_parallel).status());
+  if (engine.compute != "auto") return engine.compute;
+  return std::string(checkpoint->quantized() ? "int8" : "bf16");
+}
 
 absl::StatusOr<std::unique_ptr<LocalCluster>> StartLocalCluster(const ServeFlags& flags,
                                                                 const LogFlags& log, bool quiet) {

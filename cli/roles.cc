@@ -10,6 +10,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "cli/commands.h"
+#include "cli/local_serving.h"
 #include "cli/signals.h"
 #include "common/log.h"
 #include "coordinator/config.h"
@@ -46,8 +47,12 @@ CoordinatorConfig ToConfig(const CoordinatorFlags& flags) {
 }  // namespace
 
 int RunCoordinator(const CoordinatorFlags& flags) {
+  const absl::StatusOr<std::string> compute = ResolveCompute(flags.engine);
+  if (!compute.ok()) return Fail(compute.status());
+  CoordinatorConfig config = ToConfig(flags);
+  config.compute = *compute;
   const absl::StatusOr<std::unique_ptr<CoordinatorServer>> server =
-      CoordinatorServer::Start(ToConfig(flags));
+      CoordinatorServer::Start(config);
   if (!server.ok()) return Fail(server.status());
   CoordinatorServer& coordinator = **server;
   if (flags.announce_fd >= 0) {

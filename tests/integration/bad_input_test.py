@@ -183,10 +183,22 @@ class BadClusterTest(unittest.TestCase):
         self.assertIn("8", done.stderr)
 
     def test_rank_that_never_connects(self):
-        done = run("coordinator", MODEL, "--tp", 2, "--port", 0, "--metrics-port", 0,
-                   "--kv-memory", "16MiB", "--worker-connect-timeout", 0.5)
-        self.assertEqual(done.returncode, 1, done.stderr)
-        self.assertIn("rank", done.stderr)
+        """The coordinator stays and tells every client who is missing; its log says so once."""
+        read_end, write_end = os.pipe()
+        with harness.Process("coordinator", MODEL, "--tp", 2, "--port", 0, "--metrics-port", 0,
+                           "--kv-memory", "16MiB", "--worker-connect-timeout", 0.5,
+                           "--announce-fd", write_end, pass_fds=[write_end]) as coordinator:
+            os.close(write_end)
+            with os.fdopen(read_end) as announce:
+                port, worker_port, _ = announce.readline().split()
+            with harness.Process("worker", "--coordinator", f"127.0.0.1:{worker_port}",
+                               "--rank", 0):
+                harness.wait_until(lambda: "only 1 of 2" in coordinator.stderr(),
+                                   "the coordinator says who is missing")
+                done = run("generate", "--server", f"127.0.0.1:{port}", "--prompt-ids", "2,5,7",
+                           "--max-tokens", "1", "--json")
+                self.assertEqual(done.returncode, 1, done.stderr)
+                self.assertIn("1 of 2 workers connected", done.stderr)
 
     def test_worker_without_a_coordinator(self):
         with socket.socket() as held:  # bound, not listening

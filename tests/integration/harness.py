@@ -94,10 +94,11 @@ def command_line(pid):
 class Process:
     """A long-running subcommand with its output kept."""
 
-    def __init__(self, *args):
+    def __init__(self, *args, pass_fds=()):
         self.errors = tempfile.TemporaryFile(mode="w+")
         self.process = subprocess.Popen([BINARY, *map(str, args)], stdin=subprocess.DEVNULL,
-                                        stdout=subprocess.PIPE, stderr=self.errors, text=True)
+                                        stdout=subprocess.PIPE, stderr=self.errors, text=True,
+                                        pass_fds=pass_fds)
         self.pid = self.process.pid
 
     def stderr(self):
