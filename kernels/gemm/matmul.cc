@@ -21,6 +21,7 @@ namespace {
 
 constexpr int64_t kPrefetchAhead = 4096;               // bytes
 constexpr int64_t kStreamingBytes = int64_t{1} << 20;  // a larger result leaves the caches anyway
+constexpr int64_t kMinPartRows = 64;                   // a chunk read again costs less than these
 constexpr int64_t kScratchFloats = kMaxGroup * kScratchRows * kPanelColumns;
 
 int64_t CeilDiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
@@ -148,6 +149,11 @@ void RunGroup(const Job& job, int64_t panel_begin, int64_t panel_end, int64_t ro
 
 }  // namespace
 
+int64_t RowParts(int64_t panels, int64_t rows, int threads) {
+  if (threads == 1 || rows < 2 * kMinPartRows || panels >= 4 * int64_t{threads}) return 1;
+  return std::min(rows / kMinPartRows, CeilDiv(4 * int64_t{threads}, panels));
+}
+
 MatmulPlan PlanMatmul(const PackedWeight& w, int64_t rows, Arithmetic arithmetic) {
   const int format = static_cast<int>(w.format);
   const TileSet& set = Tiles(arithmetic, w.format);
@@ -196,17 +202,22 @@ void Matmul(ThreadTeam& team, const PackedWeight& w, const ActivationRows& activ
   const int64_t widened_bytes =
       plan.widen == nullptr ? 0 : plan.chunk_blocks * plan.tile_block_bytes;
 
+  // A thread takes a contiguous run of units: panels of one part of the rows, then of the next.
+  const int64_t panels = w.panels(), parts = RowParts(panels, x.rows, team.size());
   team.Run([&](int thread) {
-    const int64_t begin = ThreadTeam::Begin(w.panels(), thread, team.size());
-    const int64_t end = ThreadTeam::Begin(w.panels(), thread + 1, team.size());
+    const int64_t begin = ThreadTeam::Begin(panels * parts, thread, team.size());
+    const int64_t end = ThreadTeam::Begin(panels * parts, thread + 1, team.size());
     if (begin == end) return;
     auto* scratch = reinterpret_cast<float*>(
         ThreadTeam::Scratch(kScratchFloats * sizeof(float) + widened_bytes));
-    for (int64_t p = begin; p < end; p += plan.group_panels) {
-      const int64_t last = std::min(p + plan.group_panels, end);
-      for (int64_t m = 0; m < x.rows; m += kScratchRows) {
-        RunGroup(job, p, last, m, std::min(m + kScratchRows, x.rows), scratch);
+    for (int64_t unit = begin; unit < end;) {
+      const int64_t part = unit / panels, p = unit % panels;
+      const int64_t last = std::min({p + plan.group_panels, panels, p + end - unit});
+      const int64_t row_end = x.rows * (part + 1) / parts;
+      for (int64_t m = x.rows * part / parts; m < row_end; m += kScratchRows) {
+        RunGroup(job, p, last, m, std::min(m + kScratchRows, row_end), scratch);
       }
+      unit += last - p;
     }
     // Streaming stores are ordered by nothing else, not even by the barrier.
     if (job.streaming) _mm_sfence();

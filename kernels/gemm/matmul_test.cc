@@ -9,6 +9,8 @@
 #include <limits>
 #include <string>
 
+#include "kernels/gemm/internal/activations.h"
+#include "kernels/gemm/internal/matmul_plan.h"
 #include "kernels/gemm/matmul_test_support.h"
 
 namespace lapidary {
@@ -256,6 +258,67 @@ TEST(Matmul, ZeroTinyAndBrokenRows) {
   ActivationRows none;
   none.Set(*team, x.data(), 0, 64, 64, BestInt8(), false);
   Matmul(*team, w.packed, none, nullptr, 8);  // no rows: no work
+}
+
+// A wide team on a narrow matrix cuts the rows too; nothing changes but who computes what.
+TEST(Matmul, RowsInPartsAreTheSame) {
+  EXPECT_EQ(RowParts(20, 512, 2), 1);
+  EXPECT_EQ(RowParts(20, 127, 16), 1);
+  EXPECT_EQ(RowParts(20, 512, 16), 4);
+  EXPECT_EQ(RowParts(1, 512, 16), 8);
+  const auto wide = ThreadTeam::Create(7, {}), one = ThreadTeam::Create(1, {});
+  const std::vector<float> x = Gaussian(400 * 64, 6);
+  for (WeightFormat format : {WeightFormat::kQ4, WeightFormat::kFp32}) {
+    const Arithmetic arithmetic = IsQuantized(format) ? BestInt8() : BestFma();
+    const TestWeight w = MakeWeight(format, 150, 64, 5);
+    for (int64_t rows : {128, 300, 400}) {
+      ASSERT_GT(RowParts(w.packed.panels(), rows, 7), 1);
+      const std::vector<float> expected = Multiply(*one, {w, arithmetic}, x, 0, rows);
+      EXPECT_TRUE(SameBits(expected, Multiply(*wide, {w, arithmetic}, x, 0, rows).data())) << rows;
+    }
+  }
+}
+
+// A CPU with GFNI never runs the other way to shift nibbles: compare them tile by tile.
+TEST(Tile, GfniChangesNothing) {
+  if (!Supported(Arithmetic::kInt8Vnni) || !__builtin_cpu_supports("gfni")) {
+    GTEST_SKIP() << "no VNNI and GFNI here";
+  }
+  const auto team = ThreadTeam::Create(1, {});
+  const std::vector<float> x = Gaussian(6 * 96, 3);
+  ActivationRows rows;
+  rows.Set(*team, x.data(), 6, 96, 96, Arithmetic::kInt8Vnni, false);
+  const Int8Rows& by32 = rows.impl().by32;
+  for (WeightFormat format :
+       {WeightFormat::kQ4, WeightFormat::kQ4Min, WeightFormat::kQ5, WeightFormat::kQ5Min}) {
+    const TestWeight w = MakeWeight(format, 32, 96, 4);
+    TileArgs args = {};
+    args.w = w.packed.data.data();
+    args.x = by32.x.data();
+    args.start = by32.start(Info(format).zero_point);
+    args.scale = reinterpret_cast<const BlockScale*>(by32.scales.data());
+    args.x_stride = 6 * 32;
+    args.row_stride = 6;
+    args.blocks = 3;
+    args.start_at_zero = true;
+    args.prefetch = args.w;
+    alignas(64) float with[6 * 32], without[6 * 32];
+    const int f = static_cast<int>(format);
+    for (int r = 0; r < 6; ++r) {
+      for (int stream = 0; stream < 2; ++stream) {
+        args.acc = with;
+        kVnniGfniTiles.tile[f][stream][r](args);
+        args.acc = without;
+        kVnniTiles.tile[f][stream][r](args);
+        EXPECT_EQ(memcmp(with, without, (r + 1) * 32 * sizeof(float)), 0)
+            << Info(format).name << " rows " << r + 1;
+      }
+    }
+    const HugeBuffer a(3 * kWidenedMinBytes), b(3 * kWidenedMinBytes);
+    kVnniGfniTiles.widen[f](args.w, 3, a.data());
+    kVnniTiles.widen[f](args.w, 3, b.data());
+    EXPECT_EQ(memcmp(a.data(), b.data(), a.bytes()), 0);
+  }
 }
 
 // A result over 1 MB with aligned rows takes the streaming stores.

@@ -21,6 +21,10 @@ struct MatmulPlan {
   int64_t chunk_blocks = 0;  // K blocks kept in L1 while all rows pass over them
   int64_t group_panels = 1;  // panels that share one pass over the activations of a chunk
 };
+// Parts the rows are cut into so that every thread has work: one while there are enough panels
+// (rows in two parts read the weights twice), more for many rows of a narrow matrix on a wide team.
+int64_t RowParts(int64_t panels, int64_t rows, int threads);
+
 MatmulPlan PlanMatmul(const PackedWeight& w, int64_t rows, Arithmetic arithmetic);
 
 }  // namespace lapidary
