@@ -28,8 +28,8 @@ absl::Status CoordinatorConfig::Validate() const {
   check_address("worker_listen", worker_listen);
   check_address("metrics_listen", metrics_listen);
   require(!model_path.empty(), "model_path: no model given");
-  require(compute == "fp32" || compute == "bf16" || compute == "int8",
-          absl::StrFormat("compute: '%s' is not fp32, bf16 or int8", compute));
+  require(compute == "auto" || compute == "fp32" || compute == "bf16" || compute == "int8",
+          absl::StrFormat("compute: '%s' is not auto, fp32, bf16 or int8", compute));
   require(!arith.empty(), "arith: empty; 'auto' lets the leader choose");
   const auto in_range = [&](const char* name, int64_t value, int64_t low, int64_t high) {
     require(value >= low && value <= high,

@@ -18,7 +18,7 @@ struct CoordinatorConfig {
   // What it serves.
   std::string model_path;         // directory or GGUF file, as coordinator and workers see it
   std::string served_model_name;  // empty: the path's last part
-  std::string compute = "bf16";   // fp32, bf16 or int8
+  std::string compute = "auto";   // fp32, bf16, int8; auto: int8 for a quantised file, else bf16
   std::string arith = "auto";     // auto, or an arithmetic's name: resolved by the leader
   int tensor_parallel = 1;        // ranks of the group, 1 to 64
 

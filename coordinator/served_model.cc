@@ -42,7 +42,9 @@ absl::StatusOr<std::unique_ptr<ServedModel>> ServedModel::Load(const Coordinator
       Checkpoint::Open(config.model_path, CheckpointOptions{.require_tensors = false}));
   auto model = std::make_unique<ServedModel>();
   model->name = config.ServedName();
-  model->compute = config.compute;
+  model->compute = config.compute != "auto"  ? config.compute
+                   : checkpoint->quantized() ? "int8"
+                                             : "bf16";
   model->tensor_parallel = config.tensor_parallel;
   model->spec = checkpoint->spec();
   model->defaults = checkpoint->generation_defaults();

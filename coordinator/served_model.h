@@ -31,7 +31,7 @@ struct ServedModel {
   std::string TokenName(TokenId id) const;
 
   std::string name;
-  std::string compute;
+  std::string compute;  // resolved: fp32, bf16 or int8
   int tensor_parallel = 1;
   ModelSpec spec;
   GenerationDefaults defaults;

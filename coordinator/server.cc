@@ -33,6 +33,7 @@
 #include "coordinator/live_requests.h"
 #include "coordinator/router.h"
 #include "coordinator/served_model.h"
+#include "grpc/health/v1/health.pb.h"
 
 namespace lapidary {
 namespace {
@@ -85,12 +86,12 @@ absl::StatusOr<std::unique_ptr<grpc::Server>> Listen(grpc::ServerBuilder& builde
 
 class CoordinatorServer::Impl {
  public:
-  explicit Impl(const CoordinatorConfig& config, std::unique_ptr<ServedModel> model)
-      : config_(config),
+  explicit Impl(CoordinatorConfig config, std::unique_ptr<ServedModel> model)
+      : config_(std::move(config)),
         model_(std::move(model)),
         metrics_(registry_, MetricsOptions{.model_name = model_->name,
-                                           .tensor_parallel = config.tensor_parallel,
-                                           .compat = config.compat_metrics}),
+                                           .tensor_parallel = config_.tensor_parallel,
+                                           .compat = config_.compat_metrics}),
         admission_(*model_, Entropy()),
         group_(config_, absl::StrFormat("lapidary-%d-%08x", getpid(), Entropy() & 0xffffffff),
                absl::Now(), [this] { PublishHealth(); }),
@@ -192,8 +193,10 @@ class CoordinatorServer::Impl {
     builder.AddChannelArgument(GRPC_ARG_MAX_CONNECTION_AGE_MS, Millis(absl::Minutes(30)));
     builder.AddChannelArgument(GRPC_ARG_MAX_CONCURRENT_STREAMS, 4096);
     builder.SetMaxReceiveMessageSize(static_cast<int>(config_.max_request_bytes));
-    // Once is enough for the process; repeated calls do nothing.
+    // Once is enough for the process; repeated calls do nothing. The descriptor's use links the
+    // health service's description in, for reflection to find.
     grpc::reflection::InitProtoReflectionServerBuilderPlugin();
+    (void)grpc::health::v1::HealthCheckRequest::descriptor();
     if (!config_.reflection) builder.SetOption(std::make_unique<WithoutReflection>());
     builder.RegisterService(&generate_service_);
     ASSIGN_OR_RETURN(client_server_, Listen(builder, config_.listen, &port_));
@@ -265,7 +268,9 @@ absl::StatusOr<std::unique_ptr<CoordinatorServer>> CoordinatorServer::Start(
     const CoordinatorConfig& config) {
   RETURN_IF_ERROR(config.Validate());
   ASSIGN_OR_RETURN(std::unique_ptr<ServedModel> model, ServedModel::Load(config));
-  auto impl = std::make_unique<Impl>(config, std::move(model));
+  CoordinatorConfig resolved = config;
+  resolved.compute = model->compute;
+  auto impl = std::make_unique<Impl>(std::move(resolved), std::move(model));
   RETURN_IF_ERROR(impl->Start());
   return std::unique_ptr<CoordinatorServer>(new CoordinatorServer(std::move(impl)));
 }

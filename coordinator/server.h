@@ -27,8 +27,8 @@ class CoordinatorServer {
 
   // Any thread. For probes and progress.
   GroupState group_state() const;
-  // Waits until the group serves. DEADLINE_EXCEEDED with the group's state, or UNAVAILABLE as soon
-  // as an epoch ends (a rank died or gave up while loading), with the reason.
+  // Waits until the group serves. DEADLINE_EXCEEDED with the group's state, or UNAVAILABLE when an
+  // epoch has ended (a rank died or gave up while loading) or workers are overdue, with the reason.
   absl::Status WaitUntilReady(absl::Time deadline);
 
   // Stops admitting (UNAVAILABLE, health NOT_SERVING), lets live streams finish until the drain

@@ -285,12 +285,25 @@ TEST_F(ServerTest, ReflectionListsTheServicesUnlessTurnedOff) {
   ASSERT_TRUE(reply.ok()) << reply.status();
   EXPECT_THAT(*reply, HasSubstr("lapidary.v1.LapidaryService"));
   EXPECT_THAT(*reply, HasSubstr("grpc.health.v1.Health"));
+  // ServerReflectionRequest{4: file_containing_symbol}: every listed service is described.
+  for (const char* name : {"grpc.health.v1.Health", "lapidary.v1.LapidaryService"}) {
+    const auto file = BidiRpc(channel_, path, BytesField(4, name));
+    ASSERT_TRUE(file.ok()) << file.status();
+    EXPECT_THAT(*file, HasSubstr(".proto")) << name;
+  }
   server_.reset();
   CoordinatorConfig config = TestConfig();
   config.reflection = false;
   StartServer(config);
   const auto off = BidiRpc(channel_, path, list);
   EXPECT_EQ(off.status().code(), absl::StatusCode::kUnimplemented) << off.status();
+}
+
+TEST_F(ServerTest, AutomaticComputeIsResolvedFromTheFile) {
+  CoordinatorConfig config = TestConfig();
+  config.compute = "auto";
+  StartAll(config);
+  EXPECT_EQ(leader().AwaitAssignment()->compute(), "bf16");  // the fixture is not quantised
 }
 
 TEST_F(ServerTest, ModelsAreDescribed) {
