@@ -1,9 +1,11 @@
-// matmul_bench shapes [formats [KxN [rows [arithmetic]]]] | model : prints CSV.
+// matmul_bench [--busy] shapes [formats [KxN [rows [arithmetic]]]] | model : prints CSV.
 //
+// --busy is for a machine that others use too: one thread, and its CPU time in place of the clock.
 // Weights are cold: copies of the matrix over 1 GiB in turn (the last-level cache still keeps some:
 // read medians). The share is that of min(memory roof, arithmetic roof), both measured in this run.
+#include <time.h>
+
 #include <algorithm>
-#include <chrono>
 #include <cstdio>
 #include <cstring>
 #include <functional>
@@ -19,19 +21,21 @@
 namespace lapidary {
 namespace {
 
-double Now() {
-  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
+double Now(clockid_t clock) {
+  timespec t;
+  clock_gettime(clock, &t);
+  return static_cast<double>(t.tv_sec) + 1e-9 * static_cast<double>(t.tv_nsec);
 }
 
 struct Times {
   double best, median;
 };
-Times Measure(double at_least, const std::function<void()>& run) {
+Times Measure(clockid_t clock, double at_least, const std::function<void()>& run) {
   std::vector<double> seconds;
   for (double spent = 0; seconds.size() < 5 || (spent < at_least && seconds.size() < 2000);) {
-    const double begin = Now();
+    const double begin = Now(clock);
     run();
-    seconds.push_back(Now() - begin);
+    seconds.push_back(Now(clock) - begin);
     spent += seconds.back();
   }
   std::sort(seconds.begin(), seconds.end());
@@ -97,7 +101,7 @@ bool Wanted(const std::string& list, const std::string& name) {
   return list.empty() || ("," + list + ",").find("," + name + ",") != std::string::npos;
 }
 
-void Shapes(ThreadTeam& team, const std::vector<std::string>& filters) {
+void Shapes(ThreadTeam& team, clockid_t clock, const std::vector<std::string>& filters) {
   struct Shape {
     int64_t k, n;
   };
@@ -123,8 +127,8 @@ void Shapes(ThreadTeam& team, const std::vector<std::string>& filters) {
           ActivationRows x;
           x.Set(team, Gaussian(rows * s.k, 3).data(), rows, s.k, s.k, arithmetic, false);
           size_t next = 0;
-          const Times t =
-              Measure(0.25, [&] { Matmul(team, copies[next++ % copies.size()], x, y, s.n); });
+          const Times t = Measure(clock, 0.25,
+                                  [&] { Matmul(team, copies[next++ % copies.size()], x, y, s.n); });
           const double gb = 1e-9 * static_cast<double>(copies[0].bytes());
           const double gop = 2e-9 * static_cast<double>(rows * s.n * s.k);
           const double roof = std::max(gb / ceilings.read_gbs, gop / ceilings.gops[a]);
@@ -187,7 +191,7 @@ class Model {
   ActivationRows activations_;
 };
 
-void Models(ThreadTeam& team) {
+void Models(ThreadTeam& team, clockid_t clock) {
   MeasureRoofs(team);
   printf("kind,MB,rows,head rows,best_ms,median_ms,tok/s best,tok/s median\n");
   for (const char* kind : {"file", "q8", "q4", "bf16"}) {
@@ -196,7 +200,7 @@ void Models(ThreadTeam& team) {
     for (int64_t rows : {1, 4, 16, 32, 512}) {
       const int64_t head_rows = rows == 512 ? 1 : rows;  // a prompt wants one row of logits
       for (int i = 0; i < 3; ++i) model.Step(team, rows, head_rows, a);
-      const Times t = Measure(1.0, [&] { model.Step(team, rows, head_rows, a); });
+      const Times t = Measure(clock, 1.0, [&] { model.Step(team, rows, head_rows, a); });
       const auto tokens = static_cast<double>(rows);
       printf("%s,%.1f,%ld,%ld,%.2f,%.2f,%.0f,%.0f\n", kind, model.megabytes(), rows, head_rows,
              t.best * 1e3, t.median * 1e3, tokens / t.best, tokens / t.median);
@@ -210,16 +214,19 @@ void Models(ThreadTeam& team) {
 
 int main(int argc, char** argv) {
   using namespace lapidary;
-  std::vector<int> cpus(std::max(1u, std::thread::hardware_concurrency()));
+  std::vector<std::string> args(argv + 1, argv + argc);
+  const bool busy = !args.empty() && args[0] == "--busy";
+  if (busy) args.erase(args.begin());
+  args.resize(5);
+  const clockid_t clock = busy ? CLOCK_THREAD_CPUTIME_ID : CLOCK_MONOTONIC;
+  std::vector<int> cpus(busy ? 1 : std::max(1u, std::thread::hardware_concurrency()));
   for (size_t i = 0; i < cpus.size(); ++i) cpus[i] = static_cast<int>(i);
   const auto team = ThreadTeam::Create(0, cpus);
-  std::vector<std::string> args(argv + 1, argv + argc);
-  args.resize(5);
   if (args[0] == "shapes") {
-    Shapes(*team, {args[1], args[2], args[3], args[4]});
+    Shapes(*team, clock, {args[1], args[2], args[3], args[4]});
   } else if (args[0] == "model") {
-    Models(*team);
+    Models(*team, clock);
   } else {
-    printf("usage: matmul_bench shapes [FORMATS [KxN [ROWS [ARITHMETIC]]]] | model\n");
+    printf("usage: matmul_bench [--busy] shapes [FORMATS [KxN [ROWS [ARITHMETIC]]]] | model\n");
   }
 }

@@ -13,7 +13,7 @@ struct Ceilings {
   double gops[kArithmetics] = {};  // G operations/s (2 per product); 0 where this CPU lacks it
 };
 
-// Best of `rounds` for each. The buffer is read whole in every round, a stretch by each thread.
+// Best of `rounds` for each. The buffer is read whole in every round, in pieces of 64 MB.
 Ceilings MeasureCeilings(ThreadTeam& team, const uint8_t* buffer, int64_t bytes, int rounds);
 
 // Best of `rounds` of reading [begin, begin + bytes), GB/s.
