@@ -34,6 +34,18 @@ std::vector<Run> SplitByFormat(const MatrixSource& source, ComputeType compute) 
   return runs;
 }
 
+// One thread's share of what a team would run. Several products, each of which threads share
+// without meeting in between, then cost one meeting.
+class OneThread final : public ThreadTeam {
+ public:
+  OneThread(int thread, int size) : thread_(thread), size_(size) {}
+  int size() const override { return size_; }
+  void Run(const std::function<void(int)>& work) override { work(thread_); }
+
+ private:
+  const int thread_, size_;
+};
+
 // One thread's buffers and the conversion of one row.
 class RowReader {
  public:
@@ -252,15 +264,26 @@ int64_t CpuMatrix::bytes() const {
   return total;
 }
 
+const ActivationRows& CpuMatrix::InputsOf(const Piece& piece, CpuRows& rows) const {
+  if (IsQuantized(piece.weight.format)) return rows.Quantized(blocks_);
+  const bool exact = keep_fp32_ || piece.weight.format == WeightFormat::kFp32;
+  return exact ? rows.Exact() : rows.Floating();
+}
+
 void CpuMatrix::Multiply(ThreadTeam& team, CpuRows& rows, float* y, int64_t y_stride) const {
   LAPIDARY_CHECK(rows.k() == inputs_);
-  for (const Piece& piece : pieces_) {
-    const bool exact = keep_fp32_ || piece.weight.format == WeightFormat::kFp32;
-    const ActivationRows& x = IsQuantized(piece.weight.format) ? rows.Quantized(blocks_)
-                              : exact                          ? rows.Exact()
-                                                               : rows.Floating();
-    Matmul(team, piece.weight, x, y + piece.first_output, y_stride);
+  if (pieces_.size() == 1) {
+    Matmul(team, pieces_[0].weight, InputsOf(pieces_[0], rows), y, y_stride);
+    return;
   }
+  std::vector<const ActivationRows*> inputs;
+  for (const Piece& piece : pieces_) inputs.push_back(&InputsOf(piece, rows));
+  team.Run([&](int thread) {  // one meeting of the threads for all pieces
+    OneThread share(thread, team.size());
+    for (size_t i = 0; i < pieces_.size(); ++i) {
+      Matmul(share, pieces_[i].weight, *inputs[i], y + pieces_[i].first_output, y_stride);
+    }
+  });
 }
 
 void CpuMatrix::Unpack(int64_t output, float* out) const {

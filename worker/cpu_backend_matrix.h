@@ -75,6 +75,8 @@ class CpuMatrix {
     int64_t first_output = 0;
     PackedWeight weight;
   };
+  const ActivationRows& InputsOf(const Piece& piece, CpuRows& rows) const;
+
   int64_t outputs_ = 0, inputs_ = 0;
   bool keep_fp32_ = false;
   ActivationBlocks blocks_ = ActivationBlocks::k32;
