@@ -212,7 +212,9 @@ void AddCommonLayer(GgufBuilder& gguf, int i, const GgufShape& s, bool has_v, DT
   add("attn_norm", {s.hidden}, DType::kF32);
   add("attn_q", {s.q_heads * s.head_dim, s.hidden}, matrix);
   add("attn_k", {s.kv_heads * s.head_dim, s.hidden}, matrix);
-  if (has_v) add("attn_v", {s.kv_heads * s.head_dim, s.hidden}, matrix);
+  // Mixed formats within one product, as llama.cpp's Q4_K_M files have them.
+  const DType v = matrix == DType::kQ5_0 ? DType::kQ8_0 : matrix;
+  if (has_v) add("attn_v", {s.kv_heads * s.head_dim, s.hidden}, v);
   add("attn_output", {s.hidden, s.q_heads * s.head_dim}, matrix);
   add("attn_q_norm", {s.head_dim}, DType::kF32);
   add("attn_k_norm", {s.head_dim}, DType::kF32);

@@ -43,7 +43,7 @@ TEST(InspectReport, OfAQuantisedFile) {
   const auto report = InspectReport(folder.Write("model.gguf", TinyGemma3Gguf()));
   ASSERT_TRUE(report.ok()) << report.status();
   EXPECT_THAT(*report, ContainsRegex("TP +rank.*fp32 +bf16 +int8"));
-  EXPECT_THAT(*report, ContainsRegex("Q5_0 +28 "));
+  EXPECT_THAT(*report, ContainsRegex("Q5_0 +24 "));
   EXPECT_THAT(*report, HasSubstr("TP 8: not possible: layer 0 has 4 query heads"));
 }
 
