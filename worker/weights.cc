@@ -15,6 +15,8 @@
 namespace lapidary {
 namespace {
 
+constexpr int kMaxHeadDim = 1024;  // what the attention kernels have scratch for
+
 Range Times(Range r, int64_t unit) { return {r.begin * unit, r.end * unit}; }
 Range Shifted(Range r, int64_t by) { return {r.begin + by, r.end + by}; }
 
@@ -204,7 +206,18 @@ absl::Status CheckGeometry(const ModelSpec& spec, const RankShard& shard,
     return absl::InternalError(absl::StrFormat("the shard has %d layers, the model %d",
                                                shard.layers.size(), spec.layers.size()));
   }
+  if (spec.moe.experts > 0 && (spec.moe.top_k < 1 || spec.moe.top_k > spec.moe.experts)) {
+    return absl::InvalidArgumentError(
+        absl::StrFormat("%d of %d experts per token", spec.moe.top_k, spec.moe.experts));
+  }
   for (const LayerWeights& layer : weights.layers) {
+    const int d = layer.spec.head_dim, pairs = layer.spec.rope.rotated_pairs;
+    if (d < 2 || d > kMaxHeadDim || d % 2 != 0 || pairs < 0 || pairs > d / 2) {
+      return absl::InvalidArgumentError(absl::StrFormat(
+          "layer %d: a head of %d columns with %d rotated pairs; even sizes up to %d can be "
+          "computed",
+          layer.index, d, pairs, kMaxHeadDim));
+    }
     const Range own = shard.layers[layer.index].kv_heads;
     const Range owner = shard.layers[layer.spec.kv_owner].kv_heads;
     const int owner_heads = spec.layers[layer.spec.kv_owner].kv_heads;

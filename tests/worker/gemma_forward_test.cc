@@ -231,6 +231,35 @@ TEST(RunnerTest, RefusesWhatItCannotRun) {
             std::string::npos);
 }
 
+TEST(RunnerTest, RefusesGeometryItCannotCompute) {
+  auto comms = CreateInprocCommunicators(1);
+  const auto refused = [&](auto change) {
+    ModelSpec spec = ToyB();
+    change(spec);
+    const auto checkpoint = FillToy(spec);
+    const auto plan = PlanShards(spec, 1);
+    if (!plan.ok()) return plan.status().code() == absl::StatusCode::kInvalidArgument;
+    const auto runner = ModelRunner::Load(*checkpoint, plan->ranks[0], Fp32(), *comms[0], nullptr);
+    return runner.status().code() == absl::StatusCode::kInvalidArgument;
+  };
+  EXPECT_FALSE(refused([](ModelSpec&) {}));
+  EXPECT_TRUE(refused([](ModelSpec& s) { s.layers[1].head_dim = 1026; }));
+  EXPECT_TRUE(refused([](ModelSpec& s) { s.layers[1].head_dim = 7; }));
+  EXPECT_TRUE(refused([](ModelSpec& s) { s.layers[2].rope.rotated_pairs = 9; }));
+  EXPECT_TRUE(refused([](ModelSpec& s) { s.layers[0].kv_heads = 3; }));
+  EXPECT_TRUE(refused([](ModelSpec& s) { s.moe.top_k = 7; }));
+}
+
+TEST(RunnerTest, AnEmptyStepIsFine) {
+  for (const ModelSpec& spec : {ToyA(), ToyB()}) {
+    const auto checkpoint = FillToy(spec);
+    ForwardHarness harness(*checkpoint, 2, Fp32());
+    harness.Start({{1, 2, 3}});
+    EXPECT_TRUE(harness.Step({}).empty());
+    EXPECT_EQ(harness.Step({{0, 0}, {0, 3}}).size(), 3u);
+  }
+}
+
 TEST(RunnerTest, RefusesABatchThatContradictsItself) {
   const auto checkpoint = FillToy(ToyB());
   ForwardHarness harness(*checkpoint, 1, Fp32());
