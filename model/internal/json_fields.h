@@ -1,8 +1,7 @@
-// Typed, range-checked access to a JSON object from a file we do not trust. Only for sources of
-// model/: this header pulls in the JSON library.
+// Typed, range-checked access to a JSON object from a file we do not trust.
 #pragma once
 #include <cstdint>
-#include <nlohmann/json.hpp>
+#include <nlohmann/json_fwd.hpp>
 #include <string>
 #include <vector>
 
