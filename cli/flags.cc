@@ -168,7 +168,6 @@ void AddCommands(CLI::App& app, CommandLine& line) {
   const auto add = [&app, &line](const char* name, const char* help, Command command) {
     CLI::App* sub = app.add_subcommand(name, help);
     sub->callback([&line, command] { line.command = command; });
-    sub->set_config("--config", "", "Read options from a TOML/INI file");
     return sub;
   };
 
@@ -286,6 +285,8 @@ CommandLine ParseCommandLine(int argc, char** argv) {
       ->check(CLI::IsMember({"debug", "info", "warning", "error", "off"}));
   app.add_option("--log-format", line.log.format, "text or json")
       ->check(CLI::IsMember({"text", "json"}));
+  app.set_config("--config", "",
+                 "Read options from a file: a [serve] section holds those of serve");
   AddCommands(app, line);
   try {
     app.parse(argc, argv);

@@ -1,5 +1,7 @@
 #include <gtest/gtest.h>
 
+#include <fstream>
+#include <string>
 #include <vector>
 
 #include "cli/options.h"
@@ -60,6 +62,19 @@ TEST(Flags, MistakesEndWithTwoAndHelpWithZero) {
   const CommandLine help = Parse({"generate", "--help"});
   EXPECT_EQ(help.command, Command::kExit);
   EXPECT_EQ(help.exit_code, 0);
+}
+
+TEST(Flags, AConfigurationFileFillsWhatTheCommandLineLeavesOpen) {
+  const std::string path = testing::TempDir() + "lapidary-flags-test.toml";
+  std::ofstream(path) << "[serve]\ntp = 4\nkv-memory = \"2GiB\"\nmax-context = 4096\nport = 0\n";
+  const CommandLine line = Parse({"serve", "m", "--config", path, "--tp", "2"});
+  ASSERT_EQ(line.command, Command::kServe);
+  EXPECT_EQ(line.serve.engine.tensor_parallel, 2);
+  EXPECT_EQ(line.serve.engine.kv_bytes, int64_t{2} << 30);
+  EXPECT_EQ(line.serve.engine.max_context, 4096);
+  EXPECT_EQ(line.serve.listen.port, 0);
+  const CommandLine missing = Parse({"serve", "m", "--config", path + ".absent"});
+  EXPECT_EQ(missing.exit_code, 2);
 }
 
 TEST(Flags, PromptsMayStartWithAnything) {
