@@ -11,6 +11,8 @@
 
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
+#include "model/shard_plan.h"
+#include "model/weight_bytes.h"
 #include "tests/worker/golden_model.h"
 
 namespace lapidary {
@@ -185,6 +187,25 @@ INSTANTIATE_TEST_SUITE_P(Families, GoldenTest, Combine(ValuesIn(GoldenNames()), 
                            std::replace(name.begin(), name.end(), '-', '_');
                            return name + "_tp" + std::to_string(std::get<1>(info.param));
                          });
+
+// What `lapidary inspect` says a rank holds is what it holds.
+TEST_P(GoldenTest, RanksHoldWhatInspectSays) {
+  const auto& [name, tp] = GetParam();
+  for (const ComputeType compute : {ComputeType::kFp32, ComputeType::kBf16}) {
+    const absl::StatusOr<std::unique_ptr<GoldenGroup>> group =
+        GoldenGroup::Create("tests/golden/models/" + name, {.tp = tp, .compute = compute});
+    ASSERT_TRUE(group.ok()) << group.status();
+    const Checkpoint& checkpoint = (*group)->checkpoint();
+    const absl::StatusOr<ShardPlan> plan = PlanShards(checkpoint.spec(), tp);
+    ASSERT_TRUE(plan.ok()) << plan.status();
+    for (int rank = 0; rank < tp; ++rank) {
+      const auto said = static_cast<double>(
+          PackedWeightBytes(checkpoint.spec(), plan->ranks[rank], &checkpoint, compute));
+      EXPECT_NEAR(static_cast<double>((*group)->runner(rank).weights_bytes()), said, 0.01 * said)
+          << "rank " << rank;
+    }
+  }
+}
 
 // The share of every rank matters: with one rank's weights zeroed the tokens change.
 class ZeroedRankTest : public ::testing::TestWithParam<std::string> {};
