@@ -97,6 +97,10 @@ void QuantizeBlock(const float* in, int64_t at, Int8Rows& out) {
                                                           scale * static_cast<float>(total)};
 }
 
+// Rows from one block to the next: 2 modulo 4, so that the int8 blocks of a row are an odd number
+// of cache lines apart and do not all fall into the same sets of L1, as they would with 512 rows.
+int64_t RowStride(int64_t rows) { return rows < 8 ? rows : rows + (6 - rows % 4) % 4; }
+
 void Size(Int8Rows& out, bool used, int64_t rows, int64_t k, int block) {
   out.set = used;
   if (!used) return;
@@ -135,33 +139,39 @@ void ActivationRows::Set(ThreadTeam& team, const float* x, int64_t rows, int64_t
   Impl& impl = *impl_;
   impl.arithmetic = arithmetic;
   impl.rows = rows;
+  impl.row_stride = RowStride(rows);
   impl.k = k;
   impl.padded_k = (k + kBlockK - 1) / kBlockK * kBlockK;
   const bool int8 = IsInt8(arithmetic);
-  Size(impl.by32, int8 && blocks != ActivationBlocks::k16, rows, impl.padded_k, 32);
-  Size(impl.by16, int8 && blocks != ActivationBlocks::k32, rows, impl.padded_k, 16);
-  if (!int8) EnsureBytes(impl.floats, rows * impl.padded_k * sizeof(float));
+  Size(impl.by32, int8 && blocks != ActivationBlocks::k16, impl.row_stride, impl.padded_k, 32);
+  Size(impl.by16, int8 && blocks != ActivationBlocks::k32, impl.row_stride, impl.padded_k, 16);
+  if (!int8) EnsureBytes(impl.floats, impl.row_stride * impl.padded_k * sizeof(float));
 
-  // Units are blocks of rows in the order they are stored, so that each thread writes one stretch.
+  // Row by row: x is read in one stream (down the columns every block of a wide matrix would be
+  // another page), and the two rows that share a line of int8 follow each other.
   const int64_t row_blocks = impl.padded_k / kBlockK;
-  const int64_t units = rows * row_blocks;
+  const int64_t units = rows * row_blocks, stride = impl.row_stride;
   auto convert = [&](int64_t begin, int64_t end) {
     BlockReader reader(x, k, x_stride);
-    for (int64_t u = begin; u < end; ++u) {
-      const int64_t b = u / rows, row = u % rows;
+    int64_t row = begin / row_blocks, b = begin % row_blocks;
+    for (int64_t unit = begin; unit < end; ++unit) {
       const float* in = reader.Get(row, b);
-      if (impl.by32.set) QuantizeBlock<4>(in, u, impl.by32);
+      const int64_t at = b * stride + row;
+      if (impl.by32.set) QuantizeBlock<4>(in, at, impl.by32);
       if (impl.by16.set) {
-        QuantizeBlock<2>(in, 2 * b * rows + row, impl.by16);
-        QuantizeBlock<2>(in + 16, (2 * b + 1) * rows + row, impl.by16);
+        QuantizeBlock<2>(in, 2 * b * stride + row, impl.by16);
+        QuantizeBlock<2>(in + 16, (2 * b + 1) * stride + row, impl.by16);
       }
-      if (int8) continue;
       if (arithmetic == Arithmetic::kDotBf16) {
-        StoreBf16(in, reinterpret_cast<uint16_t*>(impl.floats.data()) + u * kBlockK);
-      } else if (round_to_bf16) {
-        StoreRounded(in, reinterpret_cast<float*>(impl.floats.data()) + u * kBlockK);
-      } else {
-        memcpy(impl.floats.data() + u * kBlockK * sizeof(float), in, kBlockK * sizeof(float));
+        StoreBf16(in, reinterpret_cast<uint16_t*>(impl.floats.data()) + at * kBlockK);
+      } else if (!int8 && round_to_bf16) {
+        StoreRounded(in, reinterpret_cast<float*>(impl.floats.data()) + at * kBlockK);
+      } else if (!int8) {
+        memcpy(impl.floats.data() + at * kBlockK * sizeof(float), in, kBlockK * sizeof(float));
+      }
+      if (++b == row_blocks) {
+        b = 0;
+        ++row;
       }
     }
   };

@@ -65,7 +65,7 @@ int64_t WidenFrom(WeightFormat format) {
 struct Job {
   const PackedWeight& w;
   const MatmulPlan& plan;
-  int64_t rows;
+  int64_t row_stride;
   const uint8_t* x;     // the block-major rows
   int64_t x_row_bytes;  // of one row of one block
   const int32_t* start;
@@ -115,8 +115,8 @@ void RunGroup(const Job& job, int64_t panel_begin, int64_t panel_end, int64_t ro
         plan.widen(chunk, blocks, widened);
         args.w = widened;
       }
-      args.x_stride = job.rows * job.x_row_bytes;
-      args.row_stride = job.rows;
+      args.x_stride = job.row_stride * job.x_row_bytes;
+      args.row_stride = job.row_stride;
       args.blocks = blocks;
       args.start_at_zero = b == 0;
       // One pass: a fixed distance ahead in the same stream. More: the next chunk, spread evenly
@@ -128,8 +128,8 @@ void RunGroup(const Job& job, int64_t panel_begin, int64_t panel_end, int64_t ro
       for (int64_t i = 0; i < passes; ++i) {  // balanced: 16 rows are 6 + 5 + 5
         const int64_t tile_rows = rows / passes + (i < rows % passes ? 1 : 0);
         args.x = job.x + b * args.x_stride + m * job.x_row_bytes;
-        args.start = job.start == nullptr ? nullptr : job.start + b * job.rows + m;
-        args.scale = job.scale == nullptr ? nullptr : job.scale + b * job.rows + m;
+        args.start = job.start == nullptr ? nullptr : job.start + b * job.row_stride + m;
+        args.scale = job.scale == nullptr ? nullptr : job.scale + b * job.row_stride + m;
         args.acc = acc + (m - row_begin) * kPanelColumns;
         args.prefetch_lines = 0;
         if (args.prefetch < prefetch_end) {
@@ -186,7 +186,12 @@ void Matmul(ThreadTeam& team, const PackedWeight& w, const ActivationRows& activ
   const MatmulPlan plan = PlanMatmul(w, x.rows, x.arithmetic);
   LAPIDARY_CHECK(plan.tiles[0][0] != nullptr);
   const WeightFormatInfo& info = Info(w.format);
-  Job job{.w = w, .plan = plan, .rows = x.rows, .x = x.floats.data(), .y = y, .y_stride = y_stride};
+  Job job{.w = w,
+          .plan = plan,
+          .row_stride = x.row_stride,
+          .x = x.floats.data(),
+          .y = y,
+          .y_stride = y_stride};
   if (IsInt8(x.arithmetic)) {
     const Int8Rows& rows = info.block_k == 16 ? x.by16 : x.by32;
     LAPIDARY_CHECK(rows.set);

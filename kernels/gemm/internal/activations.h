@@ -9,12 +9,12 @@
 
 namespace lapidary {
 
-// x [k/block][rows][block] int8; per row and block a scale and the accumulator's start value for
-// each zero point that a weight format has.
+// x [k/block][row_stride][block] int8; per row and block a scale and the accumulator's start value
+// for each zero point that a weight format has.
 struct Int8Rows {
   bool set = false;
   HugeBuffer x, scales, starts;
-  int64_t row_blocks = 0;  // rows * k / block: elements of scales and of each plane of starts
+  int64_t row_blocks = 0;  // row_stride * k / block: elements of scales and of each plane of starts
 
   const int32_t* start(int zero_point) const;  // null for 0: the constant kMagicBits
 };
@@ -23,8 +23,9 @@ inline constexpr std::array<int, 3> kZeroPoints = {128, 16, 8};
 struct ActivationRows::Impl {
   Arithmetic arithmetic = Arithmetic::kFmaAvx2;
   int64_t rows = 0, k = 0, padded_k = 0;
+  int64_t row_stride = 0;  // rows from block to block, at least `rows`
   Int8Rows by32, by16;
-  HugeBuffer floats;  // fp32 or bf16 [k/32][rows][32]
+  HugeBuffer floats;  // fp32 or bf16 [k/32][row_stride][32]
 };
 
 }  // namespace lapidary
