@@ -87,14 +87,16 @@ void QuantizeBlock(const float* in, int64_t at, Int8Rows& out) {
   }
   const int32_t total = SumLanes(sum);
   auto* starts = reinterpret_cast<int32_t*>(out.starts.data()) + at;
-  for (size_t z = 0; z < kZeroPoints.size(); ++z) {
-    // Unsigned: the codes of a block with NaN are 2^31, and its scale makes the row NaN anyway.
-    starts[z * out.row_blocks] =
-        static_cast<int32_t>(uint32_t{kMagicBits} -
-                             static_cast<uint32_t>(kZeroPoints[z]) * static_cast<uint32_t>(total));
+  // Unsigned: the codes of a block with NaN are 2^31, and its scale makes the row NaN anyway.
+  auto start = [total](int zero_point) {
+    return static_cast<int32_t>(uint32_t{kMagicBits} -
+                                static_cast<uint32_t>(zero_point) * static_cast<uint32_t>(total));
+  };
+  for (size_t z = 0; z < kPlaneZeroPoints.size(); ++z) {
+    starts[z * out.row_blocks] = start(kPlaneZeroPoints[z]);
   }
-  reinterpret_cast<BlockScale*>(out.scales.data())[at] = {scale, -kMagic * scale,
-                                                          scale * static_cast<float>(total)};
+  reinterpret_cast<BlockScale*>(out.scales.data())[at] = {
+      scale, -kMagic * scale, scale * static_cast<float>(total), start(128)};
 }
 
 // Rows from one block to the next: 2 modulo 4, so that the int8 blocks of a row are an odd number
@@ -107,7 +109,7 @@ void Size(Int8Rows& out, bool used, int64_t rows, int64_t k, int block) {
   out.row_blocks = rows * (k / block);
   EnsureBytes(out.x, rows * k);
   EnsureBytes(out.scales, out.row_blocks * sizeof(BlockScale));
-  EnsureBytes(out.starts, out.row_blocks * sizeof(int32_t) * kZeroPoints.size());
+  EnsureBytes(out.starts, out.row_blocks * sizeof(int32_t) * kPlaneZeroPoints.size());
 }
 
 void StoreBf16(const float* in, uint16_t* out) {
@@ -120,8 +122,8 @@ void StoreRounded(const float* in, float* out) {
 }  // namespace
 
 const int32_t* Int8Rows::start(int zero_point) const {
-  for (size_t z = 0; z < kZeroPoints.size(); ++z) {
-    if (kZeroPoints[z] == zero_point) {
+  for (size_t z = 0; z < kPlaneZeroPoints.size(); ++z) {
+    if (kPlaneZeroPoints[z] == zero_point) {
       return reinterpret_cast<const int32_t*>(starts.data()) + z * row_blocks;
     }
   }

@@ -197,7 +197,7 @@ void Matmul(ThreadTeam& team, const PackedWeight& w, const ActivationRows& activ
     LAPIDARY_CHECK(rows.set);
     job.x = rows.x.data();
     job.x_row_bytes = info.block_k;
-    job.start = rows.start(info.zero_point);
+    job.start = rows.start(info.zero_point);  // not read by the widened tiles
     job.scale = reinterpret_cast<const BlockScale*>(rows.scales.data());
   } else {
     job.x_row_bytes = kBlockK * (x.arithmetic == Arithmetic::kDotBf16 ? 2 : 4);

@@ -16,9 +16,10 @@ struct Int8Rows {
   HugeBuffer x, scales, starts;
   int64_t row_blocks = 0;  // row_stride * k / block: elements of scales and of each plane of starts
 
-  const int32_t* start(int zero_point) const;  // null for 0: the constant kMagicBits
+  // The plane of starts; null for the zero points that need none (tile.h, Start).
+  const int32_t* start(int zero_point) const;
 };
-inline constexpr std::array<int, 3> kZeroPoints = {128, 16, 8};
+inline constexpr std::array<int, 2> kPlaneZeroPoints = {16, 8};
 
 struct ActivationRows::Impl {
   Arithmetic arithmetic = Arithmetic::kFmaAvx2;

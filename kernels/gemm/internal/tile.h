@@ -20,17 +20,22 @@ namespace lapidary {
 constexpr float kMagic = 12582912.0f;
 constexpr int32_t kMagicBits = 0x4B400000;
 
-// Per row and block of quantised activations; each read by broadcast.
+// Per row and block of quantised activations; each read by broadcast, all from one line.
 struct BlockScale {
   float scale;        // of x; at most 22 significant bits, so that the next is exact
   float minus_magic;  // -kMagic * scale: fma(magic + v, scale, this) = v * scale, rounded once
   float scaled_sum;   // scale * sum(x), for formats with a min
+  int32_t start;      // kMagicBits - 128 * sum(x): the accumulator's start for 8-bit codes
 };
+
+// Where a format's start value comes from: constant for zero point 0, BlockScale for 128, and a
+// plane of its own (TileArgs::start) for 8 and 16.
+enum class Start { kConstant, kInScale, kPlane };
 
 struct TileArgs {
   const uint8_t* w;         // first block
   const void* x;            // first row of the tile in the first block
-  const int32_t* start;     // kMagicBits - zero_point * sum(x), the same place; null: zero point 0
+  const int32_t* start;     // kMagicBits - zero_point * sum(x), the same place; for Start::kPlane
   const BlockScale* scale;  // the same place; null for float formats
   int64_t x_stride;         // bytes from block to block
   int64_t row_stride;       // elements of start and scale from block to block
@@ -41,7 +46,7 @@ struct TileArgs {
   int prefetch_lines;       // 64-byte lines per block; ignored by the stream variant
 };
 using TileFn = void (*)(const TileArgs&);
-// Widens blocks to 8 bits (codes keep their own zero point).
+// Widens blocks to 8 bits: zero point 128, or 0 for those with a min.
 using WidenFn = void (*)(const uint8_t* in, int64_t blocks, uint8_t* out);
 
 // The weight formats in their order, then what kQ4Min and kQ5Min blocks widen to.

@@ -21,17 +21,20 @@ namespace {
 // The formats: 8-bit codes by step of 4 k; 4-bit codes; a fifth bit.
 struct Wide32 {
   static constexpr int kSteps = 8, kCodes = 64, kBytes = kCodes + 1024;
-  static constexpr bool kMin = false, kZero = true;
+  static constexpr bool kMin = false;
+  static constexpr Start kStart = Start::kInScale;
 };
 struct Wide16 {
   static constexpr int kSteps = 4, kCodes = 64, kBytes = kCodes + 512;
-  static constexpr bool kMin = false, kZero = true;
+  static constexpr bool kMin = false;
+  static constexpr Start kStart = Start::kInScale;
 };
 template <bool kHasMin, bool kFifthBit>
 struct Narrow {
   static constexpr int kSteps = 8, kCodes = kHasMin ? 128 : 64;
   static constexpr int kBytes = kCodes + 512 + (kFifthBit ? 128 : 0);
-  static constexpr bool kMin = kHasMin, kZero = !kHasMin, kFifth = kFifthBit;
+  static constexpr bool kMin = kHasMin, kFifth = kFifthBit;
+  static constexpr Start kStart = kHasMin ? Start::kConstant : Start::kPlane;
   static constexpr int kGroup = kFifthBit ? 4 : 8;  // steps that fit an int16 sum
 };
 
@@ -123,7 +126,9 @@ void Tile(const TileArgs& a) {
       Int dot[kRows][2];
 #pragma GCC unroll 8
       for (int r = 0; r < kRows; ++r) {
-        dot[r][0] = dot[r][1] = Codes::kZero ? V::Broadcast32(start + r) : V::Set32(kMagicBits);
+        dot[r][0] = dot[r][1] = Codes::kStart == Start::kInScale ? V::Broadcast32(&scale[r].start)
+                                : Codes::kStart == Start::kPlane ? V::Broadcast32(start + r)
+                                                                 : V::Set32(kMagicBits);
       }
       if constexpr (kBlock == 16 || Codes::kBytes == Wide32::kBytes) {
         DotWide<V, Codes, kRows, kStream>(a, w, x, prefetch, v0, dot);
@@ -153,7 +158,7 @@ void Tile(const TileArgs& a) {
     prefetch += a.prefetch_lines * 64;
     w += Codes::kBytes;
     x += a.x_stride;
-    start += Codes::kZero ? a.row_stride : 0;
+    start += Codes::kStart == Start::kPlane ? a.row_stride : 0;
     scale += a.row_stride;
   }
 }

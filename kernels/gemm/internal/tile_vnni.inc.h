@@ -28,7 +28,8 @@ namespace {
 template <bool kHasMin>
 struct CodesQ8 {
   static constexpr int kSteps = 8, kCodes = kHasMin ? 128 : 64, kBytes = kCodes + 1024;
-  static constexpr bool kMin = kHasMin, kZero = !kHasMin;
+  static constexpr bool kMin = kHasMin;
+  static constexpr Start kStart = kHasMin ? Start::kConstant : Start::kInScale;
   [[gnu::always_inline]] static __m512i Get(const uint8_t* block, int step, int half) {
     return Load(block + kCodes + step * 128 + half * 64);
   }
@@ -39,7 +40,9 @@ struct CodesQ8Block16 : CodesQ8<false> {
 template <bool kHasMin, bool kGfni>
 struct CodesQ4 {
   static constexpr int kSteps = 8, kCodes = kHasMin ? 128 : 64, kBytes = kCodes + 512;
-  static constexpr bool kMin = kHasMin, kZero = !kHasMin;
+  static constexpr int kZeroPoint = 8;
+  static constexpr bool kMin = kHasMin;
+  static constexpr Start kStart = kHasMin ? Start::kConstant : Start::kPlane;
   [[gnu::always_inline]] static __m512i Get(const uint8_t* block, int step, int half) {
     const __m512i v = Load(block + kCodes + step / 2 * 128 + half * 64);
     if (step % 2 == 0) return _mm512_and_si512(v, _mm512_set1_epi8(15));
@@ -56,7 +59,9 @@ template <bool kHasMin, bool kGfni>
 struct CodesQ5 {
   using Nibbles = CodesQ4<kHasMin, kGfni>;
   static constexpr int kSteps = 8, kCodes = Nibbles::kCodes, kBytes = kCodes + 512 + 128;
-  static constexpr bool kMin = kHasMin, kZero = !kHasMin;
+  static constexpr int kZeroPoint = 16;
+  static constexpr bool kMin = kHasMin;
+  static constexpr Start kStart = Nibbles::kStart;
   [[gnu::always_inline]] static __m512i Get(const uint8_t* block, int step, int half) {
     const __m512i low = Nibbles::Get(block, step, half);
     const uint8_t* bits = block + kCodes + 512 + step * 16 + half * 8;
@@ -85,7 +90,9 @@ void Tile(const TileArgs& a) {
     __m512i dot[kRows][2];
 #pragma GCC unroll 16
     for (int r = 0; r < kRows; ++r) {
-      dot[r][0] = dot[r][1] = Codes::kZero ? Broadcast32(&start[r]) : _mm512_set1_epi32(kMagicBits);
+      dot[r][0] = dot[r][1] = Codes::kStart == Start::kInScale ? Broadcast32(&scale[r].start)
+                              : Codes::kStart == Start::kPlane ? Broadcast32(&start[r])
+                                                               : _mm512_set1_epi32(kMagicBits);
     }
 #pragma GCC unroll 8
     for (int s = 0; s < Codes::kSteps; ++s) {
@@ -121,7 +128,7 @@ void Tile(const TileArgs& a) {
     prefetch += a.prefetch_lines * 64;
     w += Codes::kBytes;
     x += a.x_stride;
-    start += Codes::kZero ? a.row_stride : 0;
+    start += Codes::kStart == Start::kPlane ? a.row_stride : 0;
     scale += a.row_stride;
   }
 #pragma GCC unroll 16
@@ -136,10 +143,12 @@ void Widen(const uint8_t* in, int64_t blocks, uint8_t* out) {
   using Wide = CodesQ8<Codes::kMin>;
   for (int64_t b = 0; b < blocks; ++b, in += Codes::kBytes, out += Wide::kBytes) {
     for (int i = 0; i < Codes::kCodes; i += 64) _mm512_store_si512(out + i, Load(in + i));
-#pragma GCC unroll 8
-    for (int s = 0; s < 8; ++s) {
-      _mm512_store_si512(out + Wide::kCodes + s * 128, Codes::Get(in, s, 0));
-      _mm512_store_si512(out + Wide::kCodes + s * 128 + 64, Codes::Get(in, s, 1));
+    // Without a min the zero point moves to 128: the same integers w - zero, so the same bits.
+    const __m512i shift = _mm512_set1_epi8(Codes::kMin ? 0 : 128 - Codes::kZeroPoint);
+#pragma GCC unroll 16
+    for (int i = 0; i < 16; ++i) {
+      _mm512_store_si512(out + Wide::kCodes + i * 64,
+                         _mm512_add_epi8(Codes::Get(in, i / 2, i % 2), shift));
     }
   }
 }
