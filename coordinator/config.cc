@@ -48,6 +48,7 @@ absl::Status CoordinatorConfig::Validate() const {
   };
   positive("slow_reader_timeout", slow_reader_timeout);
   positive("worker_connect_timeout", worker_connect_timeout);
+  positive("worker_keepalive", worker_keepalive);
   positive("drain_timeout", drain_timeout);
   positive("retry_delay", retry_delay);
   if (problems.empty()) return absl::OkStatus();

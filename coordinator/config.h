@@ -34,6 +34,8 @@ struct CoordinatorConfig {
   int64_t slow_reader_bytes = 1LL << 20;  // queued for one client before its clock starts
   absl::Duration slow_reader_timeout = absl::Seconds(30);    // so long above it: cancelled
   absl::Duration worker_connect_timeout = absl::Minutes(1);  // then missing workers are an error
+  absl::Duration worker_keepalive = absl::Seconds(10);  // a rank silent for twice this is lost;
+                                                        // gRPC pings no faster than once a second
   absl::Duration drain_timeout = absl::Minutes(5);  // streams still open then end with UNAVAILABLE
   absl::Duration retry_delay = absl::Seconds(1);    // what RetryInfo advises
 

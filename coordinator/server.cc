@@ -175,9 +175,9 @@ class CoordinatorServer::Impl {
   absl::Status StartWorkerPort() {
     grpc::ServerBuilder builder;
     AddCommonArguments(builder);
-    // A silent rank is a lost one: 10 s and 10 s more.
-    builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_TIME_MS, Millis(absl::Seconds(10)));
-    builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_TIMEOUT_MS, Millis(absl::Seconds(10)));
+    // A silent rank is a lost one.
+    builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_TIME_MS, Millis(config_.worker_keepalive));
+    builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_TIMEOUT_MS, Millis(config_.worker_keepalive));
     builder.SetOption(std::make_unique<WithoutReflection>());
     builder.SetMaxReceiveMessageSize(-1);  // our own processes; a step with prompt scores is big
     builder.RegisterService(&cluster_service_);

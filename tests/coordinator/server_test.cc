@@ -18,6 +18,7 @@
 #include "tests/support/coordinator_harness.h"
 #include "tests/support/http_fetch.h"
 #include "tests/support/raw_rpc.h"
+#include "tests/support/tcp_relay.h"
 
 namespace lapidary {
 namespace {
@@ -144,6 +145,29 @@ TEST_F(ServerTest, ALostRankEndsTheEpochAndANewGroupServes) {
   ASSERT_TRUE(again);
   leader().SendEvents({MakeEvent(again->id(), {11}, wire::FINISH_LENGTH)});
   EXPECT_TRUE(next->Wait().status.ok());
+}
+
+TEST_F(ServerTest, ASilentRankIsALostRank) {
+  CoordinatorConfig config = TestConfig();
+  config.tensor_parallel = 2;
+  config.worker_keepalive = absl::Seconds(1);
+  StartServer(config);
+  TcpRelay relay(server_->worker_port());
+  FakeWorker::Options options;
+  options.port = server_->worker_port();
+  options.rank = 0;
+  FakeWorker leader(options);
+  options.port = relay.port();
+  options.rank = 1;
+  FakeWorker silent(options);
+  ASSERT_TRUE(server_->WaitUntilReady(absl::Now() + absl::Seconds(10)).ok());
+  auto call = Generate(IdsRequest({5}));
+  ASSERT_TRUE(leader.AwaitSubmit());
+  relay.Freeze();  // as after SIGSTOP: the connection stays open
+  const absl::Status status = FromGrpcStatus(call->Wait().status);
+  EXPECT_EQ(status.code(), absl::StatusCode::kUnavailable) << status;
+  EXPECT_THAT(std::string(status.message()), HasSubstr("rank 1"));
+  EXPECT_TRUE(leader.AwaitAbort());
 }
 
 TEST_F(ServerTest, ARankThatGivesUpSaysWhy) {
