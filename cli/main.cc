@@ -1,4 +1,6 @@
 // The `lapidary` binary: every role in one program.
+#include <cpuid.h>
+
 #include <cstdio>
 #include <string>
 
@@ -27,6 +29,14 @@ std::string ProcessName(const CommandLine& line) {
     default:
       return "";
   }
+}
+
+// F16C by cpuid: clang 14 has no name for it.
+bool CpuHasBaseline() {
+  unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
+  const bool f16c = __get_cpuid(1, &eax, &ebx, &ecx, &edx) != 0 && (ecx & bit_F16C) != 0;
+  return f16c && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+         __builtin_cpu_supports("bmi2");
 }
 
 int Run(const CommandLine& line) {
@@ -64,8 +74,7 @@ int Fail(const absl::Status& status) {
 
 int main(int argc, char** argv) {
   // The whole program is compiled for this baseline; say so before an illegal instruction does.
-  if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma") ||
-      !__builtin_cpu_supports("f16c") || !__builtin_cpu_supports("bmi2")) {
+  if (!lapidary::CpuHasBaseline()) {
     std::fprintf(stderr,
                  "lapidary: this CPU lacks AVX2, FMA, F16C or BMI2 (x86-64-v3), which "
                  "Lapidary needs\n");
