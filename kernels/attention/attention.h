@@ -2,11 +2,11 @@
 //
 //   out[t, j] = softmax_s(q[t, j] . k[s, g(j)]) . v[s, g(j)]   for s in (p_t - window, p_t]
 //
-// q arrives scaled. Softmax in fp32, online, page by page in ascending order: a row (one token and
-// one query head) goes through the same operations whatever stands beside it, so its bits depend
-// neither on the batch nor on the chunking nor on the number of threads. (acc is rescaled only
-// where the row's own maximum grows, a masked key adds exactly 0.) AVX2 and AVX-512 give the same
-// bits.
+// q arrives scaled. Softmax in fp32, online, in blocks of 64 keys at absolute positions: a row (one
+// token and one query head) goes through the same operations whatever stands beside it, so its bits
+// depend neither on the batch nor on the chunking nor on the number of threads. (acc is rescaled
+// only where the row's own maximum grows, a masked key adds exactly 0.) AVX2 and AVX-512 give the
+// same bits.
 #pragma once
 #include <cstdint>
 #include <vector>

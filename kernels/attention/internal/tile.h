@@ -30,7 +30,7 @@ struct TileTask {
 struct alignas(64) TileScratch {
   float q[kMaxRows * kMaxColumns];
   float acc[kMaxRows * kMaxColumns];
-  float p[kMaxRows * 16];
+  float p[kMaxRows * 64];  // scores, then weights, of a block of pages
 };
 
 void RunTileAvx2(const TileTask& task, TileScratch& scratch);

@@ -119,6 +119,9 @@ inline F16 ExpNegative(F16 x) {
   return Mul(p, PowerOfTwo(n));
 }
 
+constexpr int kBlockPages = 4;  // softmax and accumulators are brought up to date once in 64 keys
+constexpr int kBlockTokens = kBlockPages * kPageTokens;
+
 // A pair of key columns for 16 tokens, or a pair of 16 value columns of one token.
 template <KvType kType>
 inline void LoadPair(const uint8_t* p, F16& a, F16& b) {
@@ -127,6 +130,43 @@ inline void LoadPair(const uint8_t* p, F16& a, F16& b) {
   } else {
     a = Load(reinterpret_cast<const float*>(p));
     b = Load(reinterpret_cast<const float*>(p) + 16);
+  }
+}
+
+// acc += p * V for columns [32 c, 32 c + 32) of pages [begin, end) of a block. Tokens outside every
+// row's range are not read: their slots may hold anything.
+template <KvType kType, int kRows>
+inline void AddValues(const uint8_t* const* keys, const int64_t* ahead, int64_t key_bytes,
+                      int value_columns, int c, int begin, int end, const int* live_begin,
+                      const int* live_end, TileScratch& scratch) {
+  constexpr int kPairBytes = kType == KvType::kBf16 ? 64 : 128;
+  const int64_t row_bytes = int64_t{kPairBytes} * (value_columns / 32);
+  F16 acc[kRows][2];
+  float* chunk = scratch.acc + c * (32 * kRows);
+#pragma GCC unroll 12
+  for (int r = 0; r < kRows; ++r) {
+    acc[r][0] = Load(chunk + r * 32);
+    acc[r][1] = Load(chunk + r * 32 + 16);
+  }
+  for (int j = begin; j < end; ++j) {
+    const uint8_t* v = keys[j] + key_bytes + int64_t{kPairBytes} * c + live_begin[j] * row_bytes;
+    const float* p = scratch.p + j * kPageTokens;
+    for (int t = live_begin[j]; t < live_end[j]; ++t, v += row_bytes) {
+      F16 v0, v1;
+      LoadPair<kType>(v, v0, v1);
+      _mm_prefetch(reinterpret_cast<const char*>(v + ahead[j]), _MM_HINT_T1);
+#pragma GCC unroll 12
+      for (int r = 0; r < kRows; ++r) {
+        const F16 weight = All(p[r * kBlockTokens + t]);
+        acc[r][0] = Fma(weight, v0, acc[r][0]);
+        acc[r][1] = Fma(weight, v1, acc[r][1]);
+      }
+    }
+  }
+#pragma GCC unroll 12
+  for (int r = 0; r < kRows; ++r) {
+    Store(chunk + r * 32, acc[r][0]);
+    Store(chunk + r * 32 + 16, acc[r][1]);
   }
 }
 
@@ -142,104 +182,147 @@ void Tile(const TileTask& task, int row, TileScratch& scratch) {
   float best[kRows], total[kRows];
   int32_t first = task.first[row], last = task.last[row];
   for (int r = 0; r < kRows; ++r) {
-    float* q = scratch.q + r * key_columns;
-    for (int c = 0; c < dim; ++c) q[c] = task.q[row + r][c];
-    for (int c = dim; c < key_columns; ++c) q[c] = 0.0f;
-    float* acc = scratch.acc + r * value_columns;
-    for (int c = 0; c < value_columns; c += 16) Store(acc + c, Zero());
+    // Rows interleaved, [column / 2][row][2] and [column / 32][row][32]: the inner loops address
+    // all rows with constant offsets from one pointer.
+    float* q = scratch.q + r * 2;
+    for (int c = 0; c < dim / 2; ++c) {
+      __builtin_memcpy(q + c * (2 * kRows), task.q[row + r] + 2 * c, 2 * sizeof(float));
+    }
+    if (dim % 2 != 0) {
+      q[dim / 2 * (2 * kRows)] = task.q[row + r][dim - 1];
+      q[dim / 2 * (2 * kRows) + 1] = 0.0f;
+    }
+    float* acc = scratch.acc + r * 32;
+    for (int c = 0; c < value_columns / 32; ++c) {
+      Store(acc + c * (32 * kRows), Zero());
+      Store(acc + c * (32 * kRows) + 16, Zero());
+    }
     best[r] = -1e30f;
     total[r] = 0.0f;
     if (task.first[row + r] < first) first = task.first[row + r];
     if (task.last[row + r] > last) last = task.last[row + r];
   }
 
+  // Blocks of kBlockPages pages, at absolute positions: a row meets the same blocks whatever stands
+  // beside it.
+  const int32_t page_begin = first / kPageTokens;
   const int32_t page_end = (last + kPageTokens - 1) / kPageTokens;
-  for (int32_t page = first / kPageTokens; page < page_end; ++page) {
-    const uint8_t* keys = task.pool + int64_t{task.pages[page]} * task.page_bytes;
-    const uint8_t* next =
-        page + 1 < page_end ? task.pool + int64_t{task.pages[page + 1]} * task.page_bytes : keys;
-
-    // Scores: even and odd columns in two accumulators, for the latency of FMA at few rows.
-    F16 even[kRows], odd[kRows];
-#pragma GCC unroll 12
-    for (int r = 0; r < kRows; ++r) even[r] = odd[r] = Zero();
-    for (int c = 0; c < key_columns / 2; ++c) {
-      F16 k0, k1;
-      LoadPair<kType>(keys + int64_t{c} * kPairBytes, k0, k1);
-      _mm_prefetch(reinterpret_cast<const char*>(next + int64_t{c} * kPairBytes), _MM_HINT_T1);
-      const float* q = scratch.q + 2 * c;
-#pragma GCC unroll 12
-      for (int r = 0; r < kRows; ++r) {
-        even[r] = Fma(All(q[r * key_columns]), k0, even[r]);
-        odd[r] = Fma(All(q[r * key_columns + 1]), k1, odd[r]);
-      }
+  for (int32_t page = page_begin; page < page_end;) {
+    int32_t block_end = (page / kBlockPages + 1) * kBlockPages;
+    if (block_end > page_end) block_end = page_end;
+    const int pages = block_end - page;
+    const uint8_t* keys[kBlockPages] = {};
+    int live_begin[kBlockPages], live_end[kBlockPages];  // tokens that some row reads
+    for (int j = 0; j < pages; ++j) {
+      keys[j] = task.pool + int64_t{task.pages[page + j]} * task.page_bytes;
+      live_begin[j] = kPageTokens;
+      live_end[j] = 0;
+    }
+    // Both passes over a page fetch the same lines of the page four further on.
+    int64_t ahead[kBlockPages] = {};
+    for (int j = 0; j < pages && page + kBlockPages + j < page_end; ++j) {
+      ahead[j] =
+          task.pool + int64_t{task.pages[page + kBlockPages + j]} * task.page_bytes - keys[j];
     }
 
-    // Online softmax, each row by itself.
-    int live_begin = kPageTokens, live_end = 0;
-    for (int r = 0; r < kRows; ++r) {
-      const int32_t start = page * kPageTokens;
-      int begin = task.first[row + r] - start, end = task.last[row + r] - start;
-      if (begin < 0) begin = 0;
-      if (end > kPageTokens) end = kPageTokens;
-      float* p = scratch.p + r * kPageTokens;
-      if (begin >= end) {  // the page is a neighbour's
-        Store(p, Zero());
-        continue;
-      }
-      if (begin < live_begin) live_begin = begin;
-      if (end > live_end) live_end = end;
-      const F16 score = Select(Add(even[r], odd[r]), begin, end, -1e30f);
-      const float page_best = MaxOf(score);
-      if (page_best > best[r]) {
-        const F16 shrink = ExpNegative(All(best[r] - page_best));
-        float* acc = scratch.acc + r * value_columns;
-        for (int c = 0; c < value_columns; c += 16) Store(acc + c, Mul(Load(acc + c), shrink));
-        total[r] *= _mm256_cvtss_f32(Low(shrink));
-        best[r] = page_best;
-      }
-      const F16 weight = Select(ExpNegative(Sub(score, All(best[r]))), begin, end, 0.0f);
-      total[r] += SumOf(weight);
-      Store(p, weight);
-    }
-
-    // acc += p * V, 32 columns at a time. Tokens outside every row's range are not read: their
-    // slots may hold anything.
-    const uint8_t* values = keys + key_bytes;
-    for (int c = 0; c < value_columns / 32; ++c) {
-      F16 acc[kRows][2];
+    for (int j = 0; j < pages; ++j) {
+      // Scores: even and odd columns in two accumulators, for the latency of FMA at few rows.
+      F16 even[kRows], odd[kRows];
 #pragma GCC unroll 12
-      for (int r = 0; r < kRows; ++r) {
-        acc[r][0] = Load(scratch.acc + r * value_columns + c * 32);
-        acc[r][1] = Load(scratch.acc + r * value_columns + c * 32 + 16);
-      }
-      const int64_t line = int64_t{kPairBytes} * c;
-      const int64_t row_bytes = int64_t{kPairBytes} * (value_columns / 32);
-      for (int t = live_begin; t < live_end; ++t) {
-        F16 v0, v1;
-        LoadPair<kType>(values + t * row_bytes + line, v0, v1);
-        _mm_prefetch(reinterpret_cast<const char*>(next + key_bytes + t * row_bytes + line),
-                     _MM_HINT_T1);
-        const float* p = scratch.p + t;
+      for (int r = 0; r < kRows; ++r) even[r] = odd[r] = Zero();
+      const uint8_t* k = keys[j];
+      for (int c = 0; c < key_columns / 2; ++c, k += kPairBytes) {
+        F16 k0, k1;
+        LoadPair<kType>(k, k0, k1);
+        _mm_prefetch(reinterpret_cast<const char*>(k + ahead[j]), _MM_HINT_T1);
+        const float* q = scratch.q + c * (2 * kRows);
 #pragma GCC unroll 12
         for (int r = 0; r < kRows; ++r) {
-          const F16 weight = All(p[r * kPageTokens]);
-          acc[r][0] = Fma(weight, v0, acc[r][0]);
-          acc[r][1] = Fma(weight, v1, acc[r][1]);
+          even[r] = Fma(All(q[r * 2]), k0, even[r]);
+          odd[r] = Fma(All(q[r * 2 + 1]), k1, odd[r]);
         }
       }
 #pragma GCC unroll 12
       for (int r = 0; r < kRows; ++r) {
-        Store(scratch.acc + r * value_columns + c * 32, acc[r][0]);
-        Store(scratch.acc + r * value_columns + c * 32 + 16, acc[r][1]);
+        Store(scratch.p + r * kBlockTokens + j * kPageTokens, Add(even[r], odd[r]));
       }
     }
+
+    // Online softmax, each row by itself. Masked keys weigh exactly 0.
+    for (int r = 0; r < kRows; ++r) {
+      float* p = scratch.p + r * kBlockTokens;
+      F16 largest = All(-1e30f);
+      int begin[kBlockPages], end[kBlockPages];
+      bool any = false;
+      for (int j = 0; j < pages; ++j) {
+        const int32_t start = (page + j) * kPageTokens;
+        begin[j] = task.first[row + r] - start;
+        end[j] = task.last[row + r] - start;
+        if (begin[j] < 0) begin[j] = 0;
+        if (end[j] > kPageTokens) end[j] = kPageTokens;
+        if (begin[j] >= end[j]) {  // the page is a neighbour's
+          begin[j] = end[j] = 0;
+          continue;
+        }
+        any = true;
+        if (begin[j] < live_begin[j]) live_begin[j] = begin[j];
+        if (end[j] > live_end[j]) live_end[j] = end[j];
+        largest = Max(largest, Select(Load(p + j * kPageTokens), begin[j], end[j], -1e30f));
+      }
+      if (!any) {
+        for (int j = 0; j < pages; ++j) Store(p + j * kPageTokens, Zero());
+        continue;
+      }
+      const float block_best = MaxOf(largest);
+      if (block_best > best[r]) {
+        const F16 shrink = ExpNegative(All(best[r] - block_best));
+        float* acc = scratch.acc + r * 32;
+        for (int c = 0; c < value_columns / 32; ++c, acc += 32 * kRows) {
+          Store(acc, Mul(Load(acc), shrink));
+          Store(acc + 16, Mul(Load(acc + 16), shrink));
+        }
+        total[r] *= _mm256_cvtss_f32(Low(shrink));
+        best[r] = block_best;
+      }
+      F16 sum = Zero();
+      for (int j = 0; j < pages; ++j) {
+        const F16 weight = Select(ExpNegative(Sub(Load(p + j * kPageTokens), All(best[r]))),
+                                  begin[j], end[j], 0.0f);
+        sum = Add(sum, weight);
+        Store(p + j * kPageTokens, weight);
+      }
+      total[r] += SumOf(sum);
+    }
+
+    // acc += p * V. Many rows: the accumulators of 32 columns stay in registers for the whole
+    // block, whose rows lie far enough apart for L1 up to 256 columns. Else page after page, a
+    // linear read. The order of each accumulator's steps is the same.
+    if (kRows > 8 && value_columns <= 256) {
+      for (int c = 0; c < value_columns / 32; ++c) {
+        AddValues<kType, kRows>(keys, ahead, key_bytes, value_columns, c, 0, pages, live_begin,
+                                live_end, scratch);
+      }
+    } else {
+      for (int j = 0; j < pages; ++j) {
+        for (int c = 0; c < value_columns / 32; ++c) {
+          AddValues<kType, kRows>(keys, ahead, key_bytes, value_columns, c, j, j + 1, live_begin,
+                                  live_end, scratch);
+        }
+      }
+    }
+    page = block_end;
   }
 
   for (int r = 0; r < kRows; ++r) {
-    const float* acc = scratch.acc + r * value_columns;
+    const float* acc = scratch.acc + r * 32;
     const float inverse = 1.0f / total[r];
-    for (int c = 0; c < dim; ++c) task.out[row + r][c] = acc[c] * inverse;
+    float* out = task.out[row + r];
+    int c = 0;
+    for (; c + 32 <= dim; c += 32, acc += 32 * kRows) {
+      Store(out + c, Mul(Load(acc), All(inverse)));
+      Store(out + c + 16, Mul(Load(acc + 16), All(inverse)));
+    }
+    for (int i = 0; c < dim; ++c, ++i) out[c] = acc[i] * inverse;
   }
 }
 
