@@ -431,7 +431,7 @@ TEST_F(GenerateTest, AMessageTooLargeIsRefusedBeforeItIsRead) {
   CoordinatorConfig config = TestConfig();
   config.max_request_bytes = 2048;
   StartAll(config);
-  const Reply& reply = Generate(TextRequest(std::string(4096, 'a')))->Wait();
+  const Reply reply = Generate(TextRequest(std::string(4096, 'a')))->Wait();
   EXPECT_EQ(reply.status.error_code(), grpc::StatusCode::RESOURCE_EXHAUSTED);
 }
 

@@ -37,7 +37,7 @@ class Call {
        absl::Duration deadline = absl::Seconds(20), const std::string& traceparent = "");
   ~Call();
   void Cancel() { context_.TryCancel(); }
-  // Waits for the end.
+  // Waits for the end. The reply lives as long as this Call.
   const Reply& Wait();
 
  private:
