@@ -1,4 +1,5 @@
-// One line per event: a fixed message and fields. LogInfo("worker ready", {{"rank", 0}, {"pages", n}});
+// One line per event: a fixed message and fields. LogInfo("worker ready", {{"rank", 0}, {"pages",
+// n}});
 //
 // Error: someone must act. Warning: served, but degraded. Info: lifecycle. Debug: per step.
 // Nothing per token, and never a prompt's text. Lines go to stderr, as text or as JSON.
@@ -20,8 +21,9 @@ class LogField {
   LogField(std::string_view key, bool value)
       : key(key), value(value ? "true" : "false"), quoted(false) {}
   template <class T>
-    requires(std::is_arithmetic_v<T> && !std::is_same_v<T, bool>)
-  LogField(std::string_view key, T value) : key(key), value(std::to_string(value)), quoted(false) {}
+  requires(std::is_arithmetic_v<T> && !std::is_same_v<T, bool>)
+      LogField(std::string_view key, T value)
+      : key(key), value(std::to_string(value)), quoted(false) {}
 
   std::string_view key;
   std::string value;

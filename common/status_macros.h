@@ -5,9 +5,9 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 
-#define RETURN_IF_ERROR(expression)                                          \
-  do {                                                                       \
-    if (absl::Status _status = (expression); !_status.ok()) return _status;  \
+#define RETURN_IF_ERROR(expression)                                         \
+  do {                                                                      \
+    if (absl::Status _status = (expression); !_status.ok()) return _status; \
   } while (false)
 
 #define LAPIDARY_CONCAT_INNER(a, b) a##b

@@ -15,8 +15,9 @@ struct DTypeInfo {
 
 inline const DTypeInfo& Info(DType dtype) {
   static constexpr DTypeInfo kInfo[] = {
-      {"F32", 1, 4},     {"F16", 1, 2},      {"BF16", 1, 2},     {"Q8_0", 32, 34}, {"Q4_0", 32, 18},
-      {"Q5_0", 32, 22},  {"Q4_K", 256, 144}, {"Q5_K", 256, 176}, {"Q6_K", 256, 210},
+      {"F32", 1, 4},      {"F16", 1, 2},      {"BF16", 1, 2},
+      {"Q8_0", 32, 34},   {"Q4_0", 32, 18},   {"Q5_0", 32, 22},
+      {"Q4_K", 256, 144}, {"Q5_K", 256, 176}, {"Q6_K", 256, 210},
   };
   return kInfo[static_cast<int>(dtype)];
 }

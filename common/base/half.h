@@ -35,7 +35,8 @@ inline uint16_t ToFp16(float v) {
     const float shifted = std::bit_cast<float>(magnitude) + 0.5f;
     return static_cast<uint16_t>(sign | (std::bit_cast<uint32_t>(shifted) - 0x3f000000u));
   }
-  return static_cast<uint16_t>(sign | ((magnitude + 0xfff + ((magnitude >> 13) & 1) - 0x38000000u) >> 13));
+  return static_cast<uint16_t>(sign |
+                               ((magnitude + 0xfff + ((magnitude >> 13) & 1) - 0x38000000u) >> 13));
 }
 
 }  // namespace lapidary

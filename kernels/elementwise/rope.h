@@ -5,9 +5,9 @@
 
 namespace lapidary {
 
-// frequency[i] = theta^(-2 i / head_dim) / factor for i < rotated_pairs, every step in fp32 as Hugging
-// Face takes it: one last place less or more turns position 500 by 3e-5. The product with the
-// position is fp32, too.
+// frequency[i] = theta^(-2 i / head_dim) / factor for i < rotated_pairs, every step in fp32 as
+// Hugging Face takes it: one last place less or more turns position 500 by 3e-5. The product with
+// the position is fp32, too.
 std::vector<float> RopeFrequencies(double theta, int head_dim, int rotated_pairs, double factor);
 
 // cos_sin [2 * pairs]: cosines, then sines, of fp32(position * frequency[i]). Absolute error below
