@@ -1,4 +1,4 @@
-"""Writes tests/golden/models: tiny random checkpoints and what Hugging Face transformers makes of them.
+"""Writes tests/golden/models: tiny random checkpoints and what transformers makes of them.
 
     make goldens            (or: python tests/golden/make_models.py [NAME ...])
 
@@ -15,11 +15,9 @@ import pathlib
 import shutil
 import sys
 
-import numpy as np
 import safetensors.torch
 import torch
 import transformers
-from transformers import AutoConfig
 
 from fixtures import FIXTURES, Fixture
 from tiny_tokenizer import write_tokenizer
@@ -68,7 +66,7 @@ def randomise(model, rng: torch.Generator, plus_one: bool):
         return torch.randn(shape, generator=rng) * std
 
     for name, tensor in list(model.named_parameters()) + list(model.named_buffers()):
-        if "tower" in name or "embed_vision" in name or "embed_audio" in name or "vision_embedder" in name:
+        if any(part in name for part in ("tower", "embed_vision", "embed_audio", "vision_embedder")):
             continue
         shape = tensor.shape
         if "inv_freq" in name or "embed_scale" in name or name.startswith("lm_head"):
