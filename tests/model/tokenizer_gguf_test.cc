@@ -225,6 +225,16 @@ TEST(GgufTokenizerTest, BadFilesAreNamed) {
   EXPECT_THAT(message(Scored({{std::string(5000, 'a'), kNormal, 0}})), HasSubstr("5000 bytes"));
 }
 
+TEST(GgufTokenizerTest, TruncatedFilesFailCleanly) {
+  std::ifstream file(Scored(kSmall).Save("whole.gguf"), std::ios::binary);
+  const std::string whole((std::istreambuf_iterator<char>(file)), {});
+  const std::string path = ::testing::TempDir() + "cut.gguf";
+  for (size_t length = 0; length < whole.size(); ++length) {
+    std::ofstream(path, std::ios::binary) << whole.substr(0, length);
+    EXPECT_FALSE(Tokenizer::Load(path).ok()) << length;
+  }
+}
+
 // Ids on which llama-cpp-python and transformers agree (tests/golden/check_tokenizer_real.py).
 TEST(GgufTokenizerTest, RealGemma3Vocabulary) {
   const char* path = std::getenv("LAPIDARY_GEMMA3_GGUF");

@@ -242,6 +242,52 @@ TEST_F(TokenizerFileTest, BadFilesAreNamed) {
   EXPECT_EQ(Tokenizer::Load("/no/such/place").status().code(), absl::StatusCode::kNotFound);
 }
 
+// Whatever loads after the damage must also encode and decode without harm (asan watches).
+TEST_F(TokenizerFileTest, DamagedFilesDoNoHarm) {
+  std::ifstream file(std::string(kFixtures) + "/tokenizer.json");
+  const std::string whole((std::istreambuf_iterator<char>(file)), {});
+  std::mt19937 random(3);
+  for (int round = 0; round < 100; ++round) {
+    std::string damaged = whole;
+    for (int i = 0; i < 3; ++i) damaged[random() % whole.size()] = "\"[]{}0,:x"[random() % 9];
+    const auto tokenizer = LoadText(damaged);
+    if (!tokenizer.ok()) continue;
+    const std::string text = "the <|turn> of\n\n a \xF0\x9F\x98\x80 <table> word";
+    const std::vector<TokenId> ids = Encode(**tokenizer, text, SpecialTokens::kParse);
+    EXPECT_LE((*tokenizer)->Decode(ids, false).size(), 3 * text.size());
+  }
+}
+
+TEST_F(TokenizerFileTest, NoTokenizerIsNotFound) {
+  const std::string directory = ::testing::TempDir() + "no_tokenizer_here";
+  std::filesystem::create_directories(directory);
+  EXPECT_EQ(Tokenizer::Load(directory).status().code(), absl::StatusCode::kNotFound);
+}
+
+TEST_F(TokenizerFileTest, TemplateAndBosStandBesideTheVocabulary) {
+  const std::string directory = ::testing::TempDir() + "tokenizer_neighbours";
+  std::filesystem::create_directories(directory);
+  const auto write = [&](const std::string& name, const std::string& text) {
+    std::ofstream(directory + "/" + name) << text;
+  };
+  const auto load = [&] { return *Tokenizer::Load(directory); };
+  std::filesystem::remove(directory + "/chat_template.jinja");
+  write("tokenizer.json", R"({"model":{"vocab":{"<s>":0,"a":1},"merges":[]}})");
+  write("tokenizer_config.json", R"({"bos_token":{"content":"<s>"},"chat_template":"one"})");
+  EXPECT_EQ(load()->chat_template(), "one");
+  EXPECT_EQ(load()->bos(), 0);
+  write(
+      "tokenizer_config.json",
+      R"({"chat_template":[{"name":"tool_use","template":"x"},{"name":"default","template":"two"}]})");
+  EXPECT_EQ(load()->chat_template(), "two");
+  EXPECT_EQ(load()->bos(), -1);
+  write("chat_template.jinja", "three");
+  EXPECT_EQ(load()->chat_template(), "three");
+  write("tokenizer_config.json", "{");
+  EXPECT_THAT(std::string(Tokenizer::Load(directory).status().message()),
+              HasSubstr("tokenizer_config.json is not JSON"));
+}
+
 TEST_F(TokenizerFileTest, TruncatedFilesFailCleanly) {
   std::ifstream file(std::string(kFixtures) + "/tokenizer.json");
   const std::string whole((std::istreambuf_iterator<char>(file)), {});
