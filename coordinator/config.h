@@ -31,8 +31,9 @@ struct CoordinatorConfig {
 
   // Limits of the service.
   int64_t max_request_bytes = 4LL << 20;  // of one client message
-  int64_t slow_reader_bytes = 1LL << 20;  // queued for one client before its clock starts
-  absl::Duration slow_reader_timeout = absl::Seconds(30);    // so long above it: cancelled
+  int64_t slow_reader_bytes = 1LL << 20;  // queued for one client: above, its request is paused
+                                          // until it has read half
+  absl::Duration slow_reader_timeout = absl::Seconds(30);  // reading nothing for so long: cancelled
   absl::Duration worker_connect_timeout = absl::Minutes(1);  // then missing workers are an error
   absl::Duration worker_keepalive = absl::Seconds(10);  // a rank silent for twice this is lost;
                                                         // gRPC pings no faster than once a second

@@ -169,6 +169,8 @@ CoordinatorMetrics::CoordinatorMetrics(MetricsRegistry& metrics, const MetricsOp
                          "Sequences waiting in the engine's queue.");
   waiting_tokens_ = build.Gauge("lapidary_queued_prompt_tokens", nullptr,
                                 "Prompt tokens of waiting sequences.")[0];
+  paused_ = build.Gauge("lapidary_requests_paused", nullptr,
+                        "Requests paused because their client does not read.")[0];
   open_streams_ = build.Gauge("lapidary_streams_open", nullptr, "Generate calls in progress.")[0];
   draining_ = build.Gauge("lapidary_draining", nullptr, "1 while draining.")[0];
   group_ready_ = build.Gauge("lapidary_group_ready", nullptr, "1 while the group serves.")[0];
@@ -255,6 +257,10 @@ void CoordinatorMetrics::Finished(Outcome outcome, double seconds, uint32_t prom
 
 void CoordinatorMetrics::Rejected(Rejection reason) {
   rejections_[static_cast<int>(reason)]->Increment();
+}
+
+void CoordinatorMetrics::Paused(bool paused) {
+  paused ? paused_->Increment() : paused_->Decrement();
 }
 
 void CoordinatorMetrics::Update(const GroupState& state, int open_streams) {

@@ -52,6 +52,8 @@ class CoordinatorMetrics {
   void GeneratedTokens(uint32_t count);
   void Finished(Outcome outcome, double seconds, uint32_t prompt_tokens, uint32_t generated_tokens);
   void Rejected(Rejection reason);
+  // A request was paused for its slow reader, or is no longer.
+  void Paused(bool paused);
   // Gauges from the group's state; called before a scrape.
   void Update(const GroupState& state, int open_streams) ABSL_LOCKS_EXCLUDED(mu_);
 
@@ -71,8 +73,8 @@ class CoordinatorMetrics {
   std::array<prometheus::Counter*, kRejections> rejections_{};
   Gauges running_, waiting_;
   prometheus::Gauge* compat_kv_usage_ = nullptr;
-  prometheus::Gauge *waiting_tokens_, *sliding_usage_, *global_usage_, *open_streams_, *draining_,
-      *group_ready_, *epoch_;
+  prometheus::Gauge *waiting_tokens_, *paused_, *sliding_usage_, *global_usage_, *open_streams_,
+      *draining_, *group_ready_, *epoch_;
   prometheus::Counter *steps_, *decode_rows_, *prefill_tokens_;
   prometheus::Family<prometheus::Gauge>* cache_info_family_ = nullptr;
   std::vector<prometheus::Gauge*> worker_up_;  // one per rank

@@ -88,6 +88,9 @@ class GenerateCall final : public grpc::ServerWriteReactor<v1::GenerateResponse>
     hooks.cancel = [&router = parts_.router](const std::vector<RequestId>& ids) {
       router.Cancel(ids);
     };
+    hooks.set_paused = [&router = parts_.router](const std::vector<RequestId>& ids, bool paused) {
+      router.SetPaused(ids, paused);
+    };
     hooks.over = [&live = parts_.live, id = admitted.client_id] { live.Release(id); };
     auto stream = std::make_shared<TokenStream>(admitted, parts_.model, parts_.metrics, policy,
                                                 parts_.config.retry_delay, std::move(hooks));

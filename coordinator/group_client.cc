@@ -304,6 +304,22 @@ void GroupClient::Cancel(const std::vector<RequestId>& ids) {
   }
 }
 
+void GroupClient::SetPaused(const std::vector<RequestId>& ids, bool paused) {
+  absl::MutexLock lock(&mu_);
+  Worker* leader = Leader();
+  for (const RequestId id : ids) {
+    if (!live_.contains(id) || leader == nullptr) continue;
+    wire::ConnectResponse message;
+    message.set_epoch(state_.epoch);
+    if (paused) {
+      message.mutable_pause()->set_id(id.value);
+    } else {
+      message.mutable_resume()->set_id(id.value);
+    }
+    leader->link->Send(std::move(message));
+  }
+}
+
 GroupState GroupClient::state() const {
   absl::MutexLock lock(&mu_);
   return state_;

@@ -71,6 +71,9 @@ class GroupClient {
                       const std::shared_ptr<RequestSink>& sink) ABSL_LOCKS_EXCLUDED(mu_);
   // Forgets requests here and at the leader; unknown ids are ignored. No event follows.
   void Cancel(const std::vector<RequestId>& ids) ABSL_LOCKS_EXCLUDED(mu_);
+  // Has the leader pause requests, or resume them; unknown ids are ignored. Events may still
+  // follow.
+  void SetPaused(const std::vector<RequestId>& ids, bool paused) ABSL_LOCKS_EXCLUDED(mu_);
 
   // --- Lifecycle ---
   GroupState state() const ABSL_LOCKS_EXCLUDED(mu_);

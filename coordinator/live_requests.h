@@ -26,7 +26,7 @@ class LiveRequests {
   void Remove(const std::shared_ptr<TokenStream>& stream) ABSL_LOCKS_EXCLUDED(mu_);
   int open() const ABSL_LOCKS_EXCLUDED(mu_);
 
-  // Slow readers.
+  // Ends what is not read for too long.
   void Tick(absl::Time now) ABSL_LOCKS_EXCLUDED(mu_);
   void FailAll(const absl::Status& status, Outcome outcome, absl::Time now)
       ABSL_LOCKS_EXCLUDED(mu_);

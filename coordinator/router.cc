@@ -14,4 +14,8 @@ absl::Status Router::Route(const AdmittedRequest& request,
 
 void Router::Cancel(const std::vector<RequestId>& ids) { group_.Cancel(ids); }
 
+void Router::SetPaused(const std::vector<RequestId>& ids, bool paused) {
+  group_.SetPaused(ids, paused);
+}
+
 }  // namespace lapidary

@@ -19,6 +19,8 @@ class Router {
   absl::Status Route(const AdmittedRequest& request, const std::shared_ptr<RequestSink>& sink);
   // Forgets engine requests, wherever they are.
   void Cancel(const std::vector<RequestId>& ids);
+  // Pauses engine requests, or resumes them.
+  void SetPaused(const std::vector<RequestId>& ids, bool paused);
 
  private:
   GroupClient& group_;

@@ -44,7 +44,7 @@ TokenStream::TokenStream(const AdmittedRequest& request, const ServedModel& mode
       policy_(policy),
       retry_delay_(retry_delay),
       hooks_(std::move(hooks)),
-      last_progress_(request.received) {
+      unread_since_(request.received) {
   absl::MutexLock lock(&mu_);
   choices_.resize(request.choices.size());
   for (size_t i = 0; i < choices_.size(); ++i) {
@@ -72,6 +72,7 @@ void TokenStream::OnEvent(const wire::RequestEvent& event, absl::Time now) {
     if (found == choice_of_.end() || final_) return;
     Choice* choice = &choices_[found->second];
     if (choice->finished) return;
+    const bool was_above = pending_bytes_ > policy_.queue_bytes;
     if (event.finish() == wire::FINISH_ERROR || event.finish() == wire::FINISH_CANCELLED) {
       choice->finished = true;  // the engine has forgotten it
       End(EngineError(event), Outcome::kError, /*at_once=*/false, now, &cancels);
@@ -99,9 +100,8 @@ void TokenStream::OnEvent(const wire::RequestEvent& event, absl::Time now) {
                      "SLOW_READER"),
           Outcome::kSlowReader, /*at_once=*/true, now, &cancels);
     }
-    if (over_limit_since_ == absl::InfiniteFuture() && pending_bytes_ > policy_.queue_bytes) {
-      over_limit_since_ = now;
-    }
+    if (!was_above && pending_bytes_ > policy_.queue_bytes) unread_since_ = now;
+    Throttle();
     Pump();
   }
   if (!cancels.empty()) hooks_.cancel(cancels);
@@ -286,15 +286,12 @@ void TokenStream::Tick(absl::Time now) {
   std::vector<RequestId> cancels;
   {
     absl::MutexLock lock(&mu_);
-    if (writer_ == nullptr || pending_bytes_ <= policy_.queue_bytes) return;
-    // While the engine works for it, it may not stay above the limit; afterwards it only has to
-    // make progress.
-    const absl::Time since = final_ ? last_progress_ : over_limit_since_;
-    if (now - since < policy_.timeout) return;
+    if (writer_ == nullptr || (!paused_ && pending_bytes_ <= policy_.queue_bytes)) return;
+    if (now - unread_since_ < policy_.timeout) return;
     const absl::Status status =
         WithReason(absl::ResourceExhaustedError(absl::StrFormat(
-                       "the client reads too slowly: more than %d bytes have waited for it for %s",
-                       policy_.queue_bytes, absl::FormatDuration(policy_.timeout))),
+                       "the client does not read: %d bytes wait for it, and it took none for %s",
+                       pending_bytes_, absl::FormatDuration(policy_.timeout))),
                    "SLOW_READER");
     if (final_) {
       final_ = status;
@@ -304,6 +301,19 @@ void TokenStream::Tick(absl::Time now) {
     }
   }
   if (!cancels.empty()) hooks_.cancel(cancels);
+}
+
+void TokenStream::Throttle() {
+  if (final_) return;
+  const bool pause = pending_bytes_ > (paused_ ? policy_.resume_bytes() : policy_.queue_bytes);
+  if (pause == paused_) return;
+  paused_ = pause;
+  metrics_.Paused(pause);
+  std::vector<RequestId> ids;
+  for (const Choice& choice : choices_) {
+    if (!choice.finished) ids.push_back(choice.id);
+  }
+  hooks_.set_paused(ids, pause);
 }
 
 void TokenStream::Queue(v1::GenerateResponse message) {
@@ -325,17 +335,19 @@ void TokenStream::Pump() {
 void TokenStream::WriteDone(bool ok, absl::Time now) {
   absl::MutexLock lock(&mu_);
   write_in_flight_ = false;
-  last_progress_ = now;
+  unread_since_ = now;
   pending_bytes_ -= static_cast<int64_t>(pending_.front().ByteSizeLong());
   pending_.pop_front();
-  if (pending_bytes_ <= policy_.queue_bytes) over_limit_since_ = absl::InfiniteFuture();
-  if (ok) Pump();  // else the call is broken: ClientGone comes
+  if (!ok) return;  // the call is broken: ClientGone comes
+  Throttle();
+  Pump();
 }
 
 void TokenStream::End(const absl::Status& status, Outcome outcome, bool at_once, absl::Time now,
                       std::vector<RequestId>* cancels) {
   if (final_) return;
   final_ = status;
+  if (std::exchange(paused_, false)) metrics_.Paused(false);
   uint32_t tokens = 0;
   for (const Choice& choice : choices_) {
     tokens += choice.tokens;

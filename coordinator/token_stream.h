@@ -2,8 +2,8 @@
 // in front of a client that may read slowly or go away.
 //
 // Fed by the group's reader thread, drained by gRPC callback threads, watched by the housekeeper.
-// Exactly one terminal status reaches the writer. Lock order: mu_ before LiveRequests' lock; the
-// group is only called without mu_.
+// Exactly one terminal status reaches the writer. Lock order: mu_ before the locks of LiveRequests
+// and of the group.
 #pragma once
 #include <deque>
 #include <functional>
@@ -36,9 +36,10 @@ class StreamWriter {
 };
 
 struct SlowReaderPolicy {
-  int64_t queue_bytes = 1 << 20;                               // above: the clock starts
-  absl::Duration timeout = absl::Seconds(30);                  // so long above: cancelled
-  int64_t max_queue_bytes() const { return 8 * queue_bytes; }  // cancelled at once
+  int64_t queue_bytes = 1 << 20;               // above: the engine is paused
+  absl::Duration timeout = absl::Seconds(30);  // so long without any reading: cancelled
+  int64_t resume_bytes() const { return queue_bytes / 2; }     // below: it goes on
+  int64_t max_queue_bytes() const { return 8 * queue_bytes; }  // above: cancelled at once
 };
 
 class TokenStream : public RequestSink {
@@ -46,6 +47,9 @@ class TokenStream : public RequestSink {
   struct Hooks {
     // Forgets engine requests. Called without locks.
     std::function<void(const std::vector<RequestId>&)> cancel;
+    // Pauses engine requests, or resumes them. Called with mu_ held, so that they arrive in order;
+    // must neither block nor call back.
+    std::function<void(const std::vector<RequestId>&, bool paused)> set_paused;
     // The request is over: its client id is free again. Called once, with mu_ held, before the
     // client can see the end.
     std::function<void()> over;
@@ -68,7 +72,7 @@ class TokenStream : public RequestSink {
   void ClientGone(bool deadline_passed, absl::Time now) ABSL_LOCKS_EXCLUDED(mu_);
   // Ends it with an error after what is queued: not admitted by the group, drained away.
   void Fail(const absl::Status& status, Outcome outcome, absl::Time now) ABSL_LOCKS_EXCLUDED(mu_);
-  // Applies the slow reader policy.
+  // Ends it when its client has read nothing for too long.
   void Tick(absl::Time now) ABSL_LOCKS_EXCLUDED(mu_);
 
  private:
@@ -98,6 +102,8 @@ class TokenStream : public RequestSink {
   absl::Status EngineError(const cluster::v1::RequestEvent& event)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
 
+  // Has the engine compute only what a reader takes.
+  void Throttle() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void Queue(v1::GenerateResponse message) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void Pump() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   // Sets the terminal status; delivered after what is queued, or `at_once`. Later calls do nothing.
@@ -123,9 +129,9 @@ class TokenStream : public RequestSink {
   std::deque<v1::GenerateResponse> pending_ ABSL_GUARDED_BY(mu_);  // front is being written, if any
   int64_t pending_bytes_ ABSL_GUARDED_BY(mu_) = 0;
   bool write_in_flight_ ABSL_GUARDED_BY(mu_) = false;  // gRPC allows one StartWrite at a time
-  absl::Time over_limit_since_ ABSL_GUARDED_BY(mu_) = absl::InfiniteFuture();
-  absl::Time last_progress_ ABSL_GUARDED_BY(mu_);
-  bool started_ ABSL_GUARDED_BY(mu_) = false;  // the engine has answered
+  bool paused_ ABSL_GUARDED_BY(mu_) = false;           // the engine, as it was told last
+  absl::Time unread_since_ ABSL_GUARDED_BY(mu_);  // of a queue above the limit: its last progress
+  bool started_ ABSL_GUARDED_BY(mu_) = false;     // the engine has answered
   std::optional<absl::Status> final_ ABSL_GUARDED_BY(mu_);
   Outcome outcome_ ABSL_GUARDED_BY(mu_) = Outcome::kStop;  // of choice 0
 };

@@ -11,6 +11,7 @@ namespace lapidary {
 enum class RequestPhase : uint8_t {
   kWaiting,   // in the queue, owns no pages
   kRunning,   // may own pages and rows in flight
+  kPaused,    // waits for its reader, owns no pages
   kRetiring,  // ended; its rows in flight still read its pages
 };
 
@@ -30,6 +31,7 @@ struct RequestState {
   int32_t rows_in_flight = 0;
   bool sample_in_flight = false;  // the next token is being computed: nothing to schedule
   bool known_to_ranks = false;    // they must be told to forget it
+  bool pausing = false;           // runs, and is paused when its rows in flight are done
   SequencePages pages;
 
   int32_t total_len() const { return static_cast<int32_t>(sequence.tokens.size()); }

@@ -51,10 +51,13 @@ class TokenBudgetScheduler final : public Scheduler {
 
   absl::Status Submit(EngineRequest request, double now) override;
   void Cancel(RequestId id) override;
+  void Pause(RequestId id) override;
+  void Resume(RequestId id) override;
   std::optional<StepPlan> Plan(double now) override;
   std::vector<EngineEvent> Complete(const StepResult& result, double now) override;
   std::vector<EngineEvent> TakeEvents() override { return std::exchange(events_, {}); }
   bool idle() const override { return requests_.empty(); }
+  bool has_work() const override { return static_cast<int32_t>(requests_.size()) > paused_; }
   EngineStats stats() const override;
 
  private:
@@ -65,6 +68,9 @@ class TokenBudgetScheduler final : public Scheduler {
   void Admit(Draft& draft);
   bool AddRow(RequestState& request, Draft& draft);
   bool PreemptYoungest(const RequestState& beneficiary);
+  void Evict(RequestState& request);
+  void Enqueue(RequestState& request);
+  void Park(RequestState& request);
   bool HasRoomFor(const RequestState& request) const;
   std::array<int32_t, kKvFamilies> PagesSoon(const RequestState& request) const;
 
@@ -82,6 +88,7 @@ class TokenBudgetScheduler final : public Scheduler {
   std::unordered_map<RequestId, std::unique_ptr<RequestState>> requests_;
   ByAge waiting_;
   ByAge running_;
+  int32_t paused_ = 0;  // requests that are neither waiting, running nor retiring
   std::deque<StepInFlight> in_flight_;
   std::vector<RequestId> finished_;  // for the ranks to forget, with the next plan
   std::vector<EngineEvent> events_;  // of no step: cancellations, failures
@@ -129,8 +136,7 @@ absl::Status TokenBudgetScheduler::Submit(EngineRequest request, double now) {
                         id.value, waiting_.size(), config_.max_queued));
   }
   ++next_order_;
-  waiting_tokens_ += state->total_len();
-  waiting_[state->order] = state.get();
+  Enqueue(*state);
   requests_[id] = std::move(state);
   return absl::OkStatus();
 }
@@ -162,6 +168,28 @@ void TokenBudgetScheduler::Cancel(RequestId id) {
   Retire(*it->second);
 }
 
+void TokenBudgetScheduler::Pause(RequestId id) {
+  const auto it = requests_.find(id);
+  if (it == requests_.end()) return;
+  RequestState& request = *it->second;
+  if (request.phase == RequestPhase::kRunning) {
+    request.pausing = true;
+    if (request.rows_in_flight == 0) Park(request);
+  } else if (request.phase == RequestPhase::kWaiting) {
+    Park(request);
+  }
+}
+
+void TokenBudgetScheduler::Resume(RequestId id) {
+  const auto it = requests_.find(id);
+  if (it == requests_.end()) return;
+  RequestState& request = *it->second;
+  request.pausing = false;
+  if (request.phase != RequestPhase::kPaused) return;
+  --paused_;
+  Enqueue(request);
+}
+
 std::optional<StepPlan> TokenBudgetScheduler::Plan(double now) {
   if (static_cast<int32_t>(in_flight_.size()) >= config_.max_in_flight) return std::nullopt;
   Draft draft;
@@ -171,7 +199,7 @@ std::optional<StepPlan> TokenBudgetScheduler::Plan(double now) {
   // What was just taken from the youngest must not be given to it again.
   if (!draft.preempted) Admit(draft);
   if (draft.plan.rows.empty()) {
-    if (in_flight_.empty() && !idle()) FailHead();
+    if (in_flight_.empty() && has_work()) FailHead();
     return std::nullopt;
   }
   draft.plan.epoch = config_.epoch;
@@ -189,7 +217,8 @@ void TokenBudgetScheduler::PlanRunning(Draft& draft) {
     for (auto it = running_.begin(); it != running_.end(); ++it) {
       RequestState& request = *it->second;
       const int32_t unscheduled = request.unscheduled();
-      if (request.sample_in_flight || unscheduled == 0 || decode != (unscheduled == 1)) continue;
+      if (request.pausing || request.sample_in_flight) continue;
+      if (unscheduled == 0 || decode != (unscheduled == 1)) continue;
       AddRow(request, draft);
     }
   }
@@ -256,18 +285,39 @@ bool TokenBudgetScheduler::PreemptYoungest(const RequestState& beneficiary) {
     RequestState& victim = *it->second;
     if (victim.order <= beneficiary.order) return false;
     if (victim.rows_in_flight > 0) continue;  // its pages are being read
-    running_.erase(victim.order);
-    kv_.FreeAll(victim.pages);
-    if (victim.known_to_ranks) finished_.push_back(victim.sequence.id);
-    victim.known_to_ranks = false;
-    victim.computed_len = victim.scheduled_len = 0;
-    victim.phase = RequestPhase::kWaiting;
-    waiting_[victim.order] = &victim;
-    waiting_tokens_ += victim.total_len();
+    Evict(victim);
+    Enqueue(victim);
     ++totals_.preemptions;
     return true;
   }
   return false;
+}
+
+// Takes a request that has nothing in flight out of the running ones, with all that was computed.
+void TokenBudgetScheduler::Evict(RequestState& request) {
+  running_.erase(request.order);
+  kv_.FreeAll(request.pages);
+  if (request.known_to_ranks) finished_.push_back(request.sequence.id);
+  request.known_to_ranks = false;
+  request.computed_len = request.scheduled_len = 0;
+}
+
+void TokenBudgetScheduler::Enqueue(RequestState& request) {
+  request.phase = RequestPhase::kWaiting;
+  waiting_[request.order] = &request;
+  waiting_tokens_ += request.total_len();
+}
+
+// Sets a request that has nothing in flight aside until Resume().
+void TokenBudgetScheduler::Park(RequestState& request) {
+  if (waiting_.erase(request.order) > 0) {
+    waiting_tokens_ -= request.total_len();
+  } else {
+    Evict(request);
+  }
+  request.pausing = false;
+  request.phase = RequestPhase::kPaused;
+  ++paused_;
 }
 
 // The pages a request needs to compute all tokens it has and one more page of output.
@@ -336,6 +386,8 @@ void TokenBudgetScheduler::CompleteRow(const RowInFlight& row, const StepResultR
   }
   if (event.finish != FinishReason::kNone) {
     Retire(request);
+  } else if (request.pausing && request.rows_in_flight == 0) {
+    Park(request);
   } else {
     // Every row still in flight starts at computed_len or later.
     kv_.FreeBehindWindow(request.pages, request.computed_len);
@@ -375,6 +427,7 @@ void TokenBudgetScheduler::TakeSampled(RequestState& request,
 void TokenBudgetScheduler::Retire(RequestState& request) {
   if (waiting_.erase(request.order) > 0) waiting_tokens_ -= request.total_len();
   running_.erase(request.order);
+  if (request.phase == RequestPhase::kPaused) --paused_;
   request.phase = RequestPhase::kRetiring;
   if (request.rows_in_flight == 0) Release(request);
 }
@@ -405,6 +458,7 @@ EngineStats TokenBudgetScheduler::stats() const {
   EngineStats stats = totals_;
   stats.waiting = static_cast<int32_t>(waiting_.size());
   stats.running = static_cast<int32_t>(running_.size());
+  stats.paused = paused_;
   stats.waiting_tokens = waiting_tokens_;
   for (KvFamily family : {KvFamily::kSliding, KvFamily::kGlobal}) {
     stats.pages_used[static_cast<int>(family)] = kv_.pool(family).used();

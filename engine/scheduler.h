@@ -1,7 +1,7 @@
 // Decides what the group computes next. A library: no I/O, no clock, no threads, no device. The
 // leader drives it; so do tests.
 //
-//   Submit / Cancel  ->  Plan()  ->  (the ranks run the step)  ->  Complete(result)
+//   Submit / Pause / Resume / Cancel  ->  Plan()  ->  (the ranks run the step)  -> Complete(result)
 //
 // A request ends in exactly one event whose `finish` is not kNone; nothing about it follows.
 //
@@ -52,6 +52,7 @@ struct EngineEvent {
 struct EngineStats {
   int32_t waiting = 0;
   int32_t running = 0;
+  int32_t paused = 0;
   int64_t waiting_tokens = 0;
   std::array<int32_t, kKvFamilies> pages_used = {0, 0};
   std::array<int32_t, kKvFamilies> pages_total = {0, 0};
@@ -71,6 +72,12 @@ class Scheduler {
   virtual absl::Status Submit(EngineRequest request, double now) = 0;
   // Ends a request; its pages are freed once no submitted step reads them. Unknown ids are ignored.
   virtual void Cancel(RequestId id) = 0;
+  // Plans no more of a request: its pages are freed once no submitted step reads them, its tokens
+  // kept; those that steps in flight sample are still reported. Unknown ids are ignored.
+  virtual void Pause(RequestId id) = 0;
+  // Queues a paused request again in its old place: it is recomputed. Unknown ids and requests that
+  // are not paused are ignored.
+  virtual void Resume(RequestId id) = 0;
   // The next step, or nothing when there is nothing to compute (or enough is in flight).
   virtual std::optional<StepPlan> Plan(double now) = 0;
   // Results of the oldest step in flight. Events in the plan's row order, then cancellations.
@@ -78,8 +85,10 @@ class Scheduler {
   // Events that no step brings: what was cancelled while nothing is in flight. Ask after Cancel()
   // and whenever Plan() returned nothing; otherwise the next Complete() has them.
   virtual std::vector<EngineEvent> TakeEvents() = 0;
-  // True when no request is waiting, running or retiring.
+  // True when no request is waiting, running, paused or retiring.
   virtual bool idle() const = 0;
+  // True when there is more than paused requests: Plan() or Complete() will bring something.
+  virtual bool has_work() const = 0;
   virtual EngineStats stats() const = 0;
 };
 

@@ -29,6 +29,12 @@ void EngineInbox::Cancel(RequestId id) {
   news_ = true;
 }
 
+void EngineInbox::SetPaused(RequestId id, bool pause) {
+  absl::MutexLock lock(&mu_);
+  batch_.pauses.push_back(PauseChange{id, pause});
+  news_ = true;
+}
+
 void EngineInbox::Drain() {
   absl::MutexLock lock(&mu_);
   news_ |= !batch_.drain;
@@ -56,6 +62,7 @@ EngineInbox::Batch EngineInbox::Take(bool wait, absl::Time deadline) {
     news_ = false;
     taken.submits = std::exchange(batch_.submits, {});
     taken.refused = std::exchange(batch_.refused, {});
+    taken.pauses = std::exchange(batch_.pauses, {});
     taken.cancels = std::exchange(batch_.cancels, {});
     taken.drain = batch_.drain;
     taken.end = batch_.end;

@@ -1,7 +1,8 @@
 // What the engine thread is asked to do, from any thread: the only way in.
 //
 // Bounded by what its writers can add: a Submit says when the queue is full, and the stream then
-// stops reading until the engine has taken everything; cancels are no more than submits.
+// stops reading until the engine has taken everything; cancels are no more than submits, pauses no
+// more than their client's reads.
 #pragma once
 #include <cstddef>
 #include <functional>
@@ -18,9 +19,14 @@ namespace lapidary {
 
 class EngineInbox {
  public:
+  struct PauseChange {
+    RequestId id;
+    bool pause = false;  // else resume
+  };
   struct Batch {
     std::vector<EngineRequest> submits;  // in order of arrival
     std::vector<EngineEvent> refused;    // requests that were none: only to be reported
+    std::vector<PauseChange> pauses;     // apply after the submits, in order
     std::vector<RequestId> cancels;      // apply after the submits
     bool drain = false;                  // from now on; stays
     absl::Status end;                    // not OK: stop at once, with this; stays
@@ -33,6 +39,8 @@ class EngineInbox {
   // The same for a request that is refused already.
   bool Refuse(EngineEvent event) ABSL_LOCKS_EXCLUDED(mu_);
   void Cancel(RequestId id) ABSL_LOCKS_EXCLUDED(mu_);
+  void Pause(RequestId id) ABSL_LOCKS_EXCLUDED(mu_) { SetPaused(id, true); }
+  void Resume(RequestId id) ABSL_LOCKS_EXCLUDED(mu_) { SetPaused(id, false); }
   // Finish what runs, then end.
   void Drain() ABSL_LOCKS_EXCLUDED(mu_);
   // End now. The first reason stays.
@@ -44,6 +52,7 @@ class EngineInbox {
   Batch Take(bool wait, absl::Time deadline) ABSL_LOCKS_EXCLUDED(mu_);
 
  private:
+  void SetPaused(RequestId id, bool pause) ABSL_LOCKS_EXCLUDED(mu_);
   bool NoteArrival() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
 
   const size_t capacity_;

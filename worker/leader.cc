@@ -34,14 +34,15 @@ Leader::Leader(EngineInbox& inbox, Scheduler& scheduler, PlanSender& plans, Exec
 
 absl::Status Leader::Run() {
   while (true) {
-    EngineInbox::Batch batch =
-        inbox_.Take(/*wait=*/scheduler_.idle() && !draining_, absl::InfiniteFuture());
+    // A drain ends when the last request does: paused ones are waited for.
+    const bool wait = !scheduler_.has_work() && !(draining_ && scheduler_.idle());
+    EngineInbox::Batch batch = inbox_.Take(wait, drain_deadline_);
     if (!batch.end.ok()) return batch.end;
     if (batch.drain && !draining_) {
       draining_ = true;
       drain_deadline_ = absl::Now() + options_.drain_timeout;
     }
-    const bool asked = !batch.submits.empty() || !batch.cancels.empty();
+    const bool asked = !batch.submits.empty() || !batch.cancels.empty() || !batch.pauses.empty();
     std::vector<EngineEvent> events;
     Admit(std::move(batch), &events);
     if (draining_ && absl::Now() >= drain_deadline_) CancelAll(&events);
@@ -52,7 +53,7 @@ absl::Status Leader::Run() {
       // Cancelled without a step, or failed by the scheduler.
       for (EngineEvent& event : scheduler_.TakeEvents()) events.push_back(std::move(event));
     }
-    const bool stuck = !plan.has_value() && events.empty() && !scheduler_.idle();
+    const bool stuck = !plan.has_value() && events.empty() && scheduler_.has_work();
     if (!events.empty()) Report(0, std::move(events));
     if (plan.has_value()) {
       RETURN_IF_ERROR(RunStep(*plan, start));
@@ -89,6 +90,9 @@ void Leader::Admit(EngineInbox::Batch batch, std::vector<EngineEvent>* events) {
     } else {
       events->push_back(Refusal(id, std::move(admitted)));
     }
+  }
+  for (const EngineInbox::PauseChange& change : batch.pauses) {
+    change.pause ? scheduler_.Pause(change.id) : scheduler_.Resume(change.id);
   }
   for (const RequestId id : batch.cancels) scheduler_.Cancel(id);
 }

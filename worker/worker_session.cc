@@ -337,6 +337,12 @@ bool WorkerSession::OnMessage(const wire::ConnectResponse& message) {
     case wire::ConnectResponse::kCancel:
       inbox_.Cancel(RequestId{message.cancel().id()});
       return true;
+    case wire::ConnectResponse::kPause:
+      inbox_.Pause(RequestId{message.pause().id()});
+      return true;
+    case wire::ConnectResponse::kResume:
+      inbox_.Resume(RequestId{message.resume().id()});
+      return true;
     case wire::ConnectResponse::kAbort: {
       {
         absl::MutexLock lock(&mu_);

@@ -6,6 +6,7 @@
 // Commands, one a line ('#' begins a comment):
 //   config pages=S,G window=N max_context=N max_running=N max_step_tokens=N max_queued=N
 //   in_flight=N submit NAME prompt=N max=N [generated=N] [stop=ID] [prompt_logprobs=N] cancel NAME
+//   pause NAME   resume NAME
 //   plan                    the next step, not completed yet
 //   complete [NAME=ID ...]  the oldest step in flight; a row samples ID, or else 1000 + its
 //   position step [NAME=ID ...]      plan, then complete steps N                 N times stats
@@ -76,6 +77,8 @@ class Script {
       scheduler_->Cancel(ids_.at(names.at(0)));
       return PrintEvents("cancelled", scheduler_->TakeEvents());
     }
+    if (command == "pause") return scheduler_->Pause(ids_.at(names.at(0)));
+    if (command == "resume") return scheduler_->Resume(ids_.at(names.at(0)));
     if (command == "plan") return Plan();
     if (command == "complete") return Complete(options);
     if (command == "step") {
@@ -212,9 +215,10 @@ class Script {
     const EngineStats s = scheduler_->stats();
     Print(absl::StrFormat(
         "stats: waiting=%d (%d tokens) running=%d sliding=%d/%d global=%d/%d preemptions=%d "
-        "decode_rows=%d prefill_tokens=%d%s",
+        "decode_rows=%d prefill_tokens=%d%s%s",
         s.waiting, s.waiting_tokens, s.running, s.pages_used[0], s.pages_total[0], s.pages_used[1],
         s.pages_total[1], s.preemptions, s.decode_rows, s.prefill_tokens,
+        s.paused > 0 ? absl::StrFormat(" paused=%d", s.paused) : "",
         scheduler_->idle() ? " idle" : ""));
   }
 

@@ -190,13 +190,16 @@ class Trace {
     constexpr int kActions = 400;
     for (int i = 0; i < kActions && !testing::Test::HasFatalFailure(); ++i) {
       const int what = Pick(10);
+      if (Pick(8) == 0) PauseOrResume();
       if (what < 2) Submit();
       if (what == 2) Cancel();
       if (what > 2 && what < 7) Plan();
       if (what >= 7) Complete();
       CheckStats();
     }
-    // Nothing new comes: everything ends, each step computing something.
+    // Nothing new comes and all are read: everything ends, each step computing something.
+    for (RequestId id : paused_) scheduler_->Resume(id);
+    paused_.clear();
     int64_t most_steps = 10;
     for (const auto& [id, client] : clients_) {
       // Preemption recomputes, and the longest wait is for all others one after the other.
@@ -212,10 +215,12 @@ class Trace {
     CheckStats();
     EXPECT_EQ(scheduler_->stats().pages_used[0] + scheduler_->stats().pages_used[1], 0);
     for (const auto& [id, client] : clients_) CheckEnd(id, client);
+    EXPECT_EQ(scheduler_->stats().paused, 0);
     preemptions = scheduler_->stats().preemptions;
   }
 
   uint64_t preemptions = 0;
+  int resumed_later = 0;  // added anew after a pause
 
  private:
   int32_t Pick(int32_t below) { return static_cast<int32_t>(random_() % below); }
@@ -263,9 +268,22 @@ class Trace {
     if (Pick(2) == 0) TakeEvents(scheduler_->TakeEvents());
   }
 
+  void PauseOrResume() {
+    if (next_id_ == 1) return;
+    const RequestId id{1 + random_() % (next_id_ - 1)};
+    if (paused_.erase(id) > 0) {
+      scheduler_->Resume(id);
+      return;
+    }
+    scheduler_->Pause(id);
+    if (Pick(4) == 0) scheduler_->Pause(id);  // twice is once
+    paused_.insert(id);
+    ever_paused_.insert(id);
+  }
+
   void Plan() {
     const bool in_flight = ranks_->in_flight() > 0;
-    const bool idle = scheduler_->idle();
+    const bool idle = !scheduler_->has_work();
     std::optional<StepPlan> plan = scheduler_->Plan(0);
     if (!plan) {
       ASSERT_TRUE(in_flight || idle) << "work is waiting and nothing was planned";
@@ -279,11 +297,18 @@ class Trace {
       const std::vector<TokenId> generated(sequence.tokens.begin() + sequence.prompt_len,
                                            sequence.tokens.end());
       ASSERT_EQ(generated, client.tokens) << "resumed with other tokens than were given";
-      // First come, first served.
+      // First come, first served, but for those that were paused.
+      const bool was_paused = ever_paused_.contains(sequence.id);
       if (admitted_.insert(sequence.id).second) {
+        if (was_paused) continue;
         ASSERT_GT(sequence.id, last_admitted_);
         last_admitted_ = sequence.id;
+      } else if (was_paused) {
+        ++resumed_later;
       }
+    }
+    for (const PlanRow& row : plan->rows) {
+      ASSERT_FALSE(paused_.contains(row.seq)) << "a row for a paused request";
     }
     ranks_->Apply(*plan);
   }
@@ -349,6 +374,7 @@ class Trace {
   std::map<RequestId, Client> clients_;
   std::map<RequestId, int32_t> prompt_len_;
   std::set<RequestId> admitted_;
+  std::set<RequestId> paused_, ever_paused_;  // ended ones among them
   RequestId last_admitted_{0};
   uint64_t next_id_ = 1;
 };
@@ -356,14 +382,17 @@ class Trace {
 TEST(SchedulerProperty, HoldsOverRandomTraces) {
   constexpr uint32_t kFirstSeed = 1, kTraces = 1500;
   uint64_t preemptions = 0;
+  int resumed = 0;
   for (uint32_t seed = kFirstSeed; seed < kFirstSeed + kTraces; ++seed) {
     SCOPED_TRACE(testing::Message() << "seed " << seed);
     Trace trace(seed);
     trace.Run();
     if (HasFatalFailure() || HasNonfatalFailure()) return;
     preemptions += trace.preemptions;
+    resumed += trace.resumed_later;
   }
   EXPECT_GT(preemptions, 100u);  // the traces reach the interesting part
+  EXPECT_GT(resumed, 100);
 }
 
 }  // namespace

@@ -46,6 +46,10 @@ void FakeWorker::Read() {
         submits_.push_back(message.submit());
       } else if (message.has_cancel()) {
         cancels_.push_back(message.cancel().id());
+      } else if (message.has_pause()) {
+        pause_changes_.emplace_back(message.pause().id(), true);
+      } else if (message.has_resume()) {
+        pause_changes_.emplace_back(message.resume().id(), false);
       } else if (message.has_abort()) {
         abort_ = message.abort().reason();
       } else if (message.has_drain()) {
@@ -84,6 +88,16 @@ std::optional<uint64_t> FakeWorker::AwaitCancel() {
   const uint64_t id = cancels_.front();
   cancels_.pop_front();
   return id;
+}
+
+std::optional<std::pair<uint64_t, bool>> FakeWorker::AwaitPauseChange() {
+  absl::MutexLock lock(&mu_);
+  if (!Await([this]() ABSL_SHARED_LOCKS_REQUIRED(mu_) { return !pause_changes_.empty(); })) {
+    return {};
+  }
+  const std::pair<uint64_t, bool> change = pause_changes_.front();
+  pause_changes_.pop_front();
+  return change;
 }
 
 std::optional<std::string> FakeWorker::AwaitAbort() {

@@ -7,6 +7,7 @@
 #include <optional>
 #include <string>
 #include <thread>
+#include <utility>
 #include <vector>
 
 #include "absl/base/thread_annotations.h"
@@ -34,6 +35,8 @@ class FakeWorker {
   std::optional<cluster::v1::Assignment> AwaitAssignment();
   std::optional<cluster::v1::Submit> AwaitSubmit();
   std::optional<uint64_t> AwaitCancel();
+  // A Pause (true) or Resume (false), in order of arrival, with its id.
+  std::optional<std::pair<uint64_t, bool>> AwaitPauseChange();
   std::optional<std::string> AwaitAbort();
   bool AwaitDrain();
   // The stream's end as the coordinator gave it.
@@ -69,6 +72,7 @@ class FakeWorker {
   std::optional<cluster::v1::Assignment> assignment_ ABSL_GUARDED_BY(mu_);
   std::deque<cluster::v1::Submit> submits_ ABSL_GUARDED_BY(mu_);
   std::deque<uint64_t> cancels_ ABSL_GUARDED_BY(mu_);
+  std::deque<std::pair<uint64_t, bool>> pause_changes_ ABSL_GUARDED_BY(mu_);
   std::optional<std::string> abort_ ABSL_GUARDED_BY(mu_);
   bool drain_ ABSL_GUARDED_BY(mu_) = false;
   std::optional<grpc::Status> end_ ABSL_GUARDED_BY(mu_);

@@ -249,6 +249,37 @@ TEST(Leader, CancelWhileOnlyWaitingIsReported) {
   EXPECT_EQ(group.output.Get(1).finishes, 1);
 }
 
+TEST(Leader, APausedRequestBlocksNobodyAndGoesOnWhenResumed) {
+  Group group(2);
+  group.output.OnFirstToken(1, [&group] { group.inbox.Pause(RequestId{1}); });
+  group.inbox.Submit(Request(1, 40, 50));
+  group.inbox.Submit(Request(2, 40, 50));
+  ASSERT_TRUE(group.output.AwaitFinished(1));
+  EXPECT_EQ(group.output.Get(2).finish, FinishReason::kLength);
+  EXPECT_EQ(group.output.Get(1).tokens.size(), 1u) << "nothing is computed past a pause";
+  group.inbox.Submit(Request(3, 5, 5));  // while there are only paused ones
+  ASSERT_TRUE(group.output.AwaitFinished(2));
+  group.inbox.Drain();  // waits for it
+  group.inbox.Resume(RequestId{1});
+  for (const absl::Status& s : group.Join()) EXPECT_TRUE(s.ok()) << s;
+  EXPECT_THAT(group.output.Get(1).tokens,
+              ElementsAreArray(FakeReference::Continue(Prompt(1, 40), 50)));
+  EXPECT_EQ(group.output.Get(1).finishes, 1);
+  EXPECT_EQ(group.output.stats().pages_used, (std::array<int32_t, kKvFamilies>{0, 0}));
+}
+
+TEST(Leader, ADrainEndsPausedRequestsWhenItsTimeIsUp) {
+  Group group(1, absl::Milliseconds(50));
+  group.output.OnFirstToken(1, [&group] {
+    group.inbox.Pause(RequestId{1});
+    group.inbox.Drain();
+  });
+  group.inbox.Submit(Request(1, 40, 50));
+  EXPECT_TRUE(group.Join()[0].ok());
+  EXPECT_EQ(group.output.Get(1).error.code(), absl::StatusCode::kUnavailable);
+  EXPECT_EQ(group.output.Get(1).finishes, 1);
+}
+
 TEST(Leader, AFullQueueRefusesTheRest) {
   Group group(1);
   for (uint64_t id = 1; id <= 60; ++id) group.inbox.Submit(Request(id, 40, 20));

@@ -89,6 +89,65 @@ TEST_P(WorkerMainTest, AllPromptsAtOnceGetTheRecordedTokens) {
   for (const absl::Status& s : results) EXPECT_TRUE(s.ok()) << s;
 }
 
+TEST_P(WorkerMainTest, PausesChangeNoToken) {
+  const absl::StatusOr<GoldenModel> golden = ReadGolden(GetParam().model);
+  ASSERT_TRUE(golden.ok()) << golden.status();
+  FakeCoordinator coordinator(GetParam().ranks, AssignmentFor(golden->path));
+  std::vector<absl::Status> results;
+  std::vector<std::thread> workers =
+      StartWorkers(GetParam().ranks, coordinator.address(), &results);
+  EXPECT_TRUE(coordinator.AwaitReady());
+  constexpr int kTokens = 200;
+  const auto submit = [&](uint64_t id, int max_tokens) {
+    wire::ConnectResponse message;
+    wire::Submit* request = message.mutable_submit();
+    request->set_id(id);
+    for (const TokenId t : golden->cases[0].prompt) request->add_prompt(static_cast<uint32_t>(t));
+    wire::Sampling* sampling = request->mutable_sampling();
+    sampling->set_temperature(0.9f);
+    sampling->set_seed(7);
+    sampling->set_top_p(1);
+    sampling->set_repetition_penalty(1.1f);
+    sampling->set_max_tokens(max_tokens);
+    sampling->set_logprobs(-1);
+    sampling->set_prompt_logprobs(-1);
+    coordinator.Send(0, message);
+  };
+  const auto pause = [&](uint64_t id) {
+    wire::ConnectResponse message;
+    message.mutable_pause()->set_id(id);
+    coordinator.Send(0, message);
+  };
+  const auto resume = [&](uint64_t id) {
+    wire::ConnectResponse message;
+    message.mutable_resume()->set_id(id);
+    coordinator.Send(0, message);
+  };
+  submit(1, kTokens);
+  EXPECT_TRUE(coordinator.AwaitFinished(1));
+  submit(2, kTokens);
+  pause(2);
+  submit(3, 4);
+  EXPECT_TRUE(coordinator.AwaitFinished(2));
+  EXPECT_EQ(coordinator.outcome(3).finishes, 1) << "blocked by a paused request";
+  EXPECT_LT(coordinator.outcome(2).tokens.size(), size_t{kTokens});
+  resume(2);
+  for (const size_t at : {20, 60, 100}) {
+    EXPECT_TRUE(coordinator.AwaitTokens(2, at));
+    pause(2);
+    resume(2);
+  }
+  EXPECT_TRUE(coordinator.AwaitFinished(3));
+  EXPECT_EQ(coordinator.outcome(1).tokens.size(), size_t{kTokens});
+  EXPECT_THAT(coordinator.outcome(2).tokens, ElementsAreArray(coordinator.outcome(1).tokens));
+  EXPECT_EQ(coordinator.outcome(2).finishes, 1);
+  wire::ConnectResponse drain;
+  drain.mutable_drain();
+  coordinator.SendAll(drain);
+  for (std::thread& t : workers) t.join();
+  for (const absl::Status& s : results) EXPECT_TRUE(s.ok()) << s;
+}
+
 INSTANTIATE_TEST_SUITE_P(Models, WorkerMainTest,
                          testing::Values(Case{"dense-awkward", 1}, Case{"dense-awkward", 2},
                                          Case{"moe-awkward", 2}, Case{"ple-awkward", 2},
