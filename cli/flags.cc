@@ -79,6 +79,10 @@ void AddListen(CLI::App* app, ListenFlags& f) {
   app->add_flag("--insecure", f.insecure, "Serve beyond loopback without TLS");
   app->add_flag("!--no-reflection", f.reflection, "Turn gRPC reflection off");
   app->add_flag("!--no-vllm-metrics", f.vllm_metrics, "Leave out the vllm:* metric aliases");
+  AddBytes(app, "--slow-reader-bytes", f.slow_reader_bytes,
+           "Output a client may leave unread before its request is paused (default 1MiB)");
+  app->add_option("--slow-reader-timeout", f.slow_reader_timeout_s,
+                  "Seconds a paused client may read nothing before its request is cancelled");
 }
 
 void AddServe(CLI::App* app, ServeFlags& f, bool model_required) {

@@ -42,6 +42,10 @@ std::vector<std::string> CoordinatorArgs(const ServeFlags& flags, const std::str
                                    absl::StrCat(l.port),
                                    "--metrics-port",
                                    absl::StrCat(l.metrics_port),
+                                   "--slow-reader-bytes",
+                                   absl::StrCat(l.slow_reader_bytes),
+                                   "--slow-reader-timeout",
+                                   absl::StrCat(l.slow_reader_timeout_s),
                                    "--drain-timeout",
                                    absl::StrCat(flags.drain_timeout_s)};
   if (!e.served_model_name.empty()) {

@@ -34,6 +34,8 @@ struct ListenFlags {
   bool insecure = false;    // allow a host other than loopback without TLS
   bool reflection = true;
   bool vllm_metrics = true;
+  int64_t slow_reader_bytes = int64_t{1} << 20;  // unread by a client: its request is paused
+  double slow_reader_timeout_s = 30;             // it reads nothing for so long: cancelled
 };
 
 struct CoordinatorFlags {

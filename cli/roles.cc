@@ -39,6 +39,8 @@ CoordinatorConfig ToConfig(const CoordinatorFlags& flags) {
   config.kv_bytes = flags.engine.kv_bytes;
   config.worker_connect_timeout = absl::Seconds(flags.worker_connect_timeout_s);
   config.drain_timeout = absl::Seconds(flags.drain_timeout_s);
+  config.slow_reader_bytes = flags.listen.slow_reader_bytes;
+  config.slow_reader_timeout = absl::Seconds(flags.listen.slow_reader_timeout_s);
   config.reflection = flags.listen.reflection;
   config.compat_metrics = flags.listen.vllm_metrics;
   return config;

@@ -1,5 +1,7 @@
 // 64 streams of mixed lengths at once: every one gets exactly the tokens it gets alone, and they
 // are computed together rather than one after the other.
+#include <grpcpp/grpcpp.h>
+
 #include <algorithm>
 #include <cstdio>
 #include <memory>
@@ -112,6 +114,61 @@ TEST_P(ConcurrencyTest, EveryStreamGetsTheTokensItGetsAlone) {
   EXPECT_GE(rows, tokens - kStreams - preempted);
   EXPECT_EQ(preempted > 0, GetParam().preempts);
   EXPECT_GE(rows / steps, GetParam().min_mean_decode_rows);
+}
+
+// About 2 MB of scores: more than connection and queue hold, so the request is paused until it is
+// read, and its first tokens are computed twice.
+TEST(SlowReader, GetsTheTokensOfAQuickOneAndBlocksNobody) {
+  absl::StatusOr<std::unique_ptr<ServeProcess>> serve =
+      ServeProcess::Start("tests/golden/models/dense-gpu",
+                          {"--threads", "1", "--compute", "fp32", "--max-running", "1",
+                           "--slow-reader-bytes", "256KiB", "--slow-reader-timeout", "100"});
+  ASSERT_TRUE(serve.ok()) << serve.status();
+  v1::GenerateRequest request;
+  for (const uint32_t id : {2, 9, 5}) request.mutable_token_ids()->add_ids(id);
+  request.mutable_stopping()->set_max_tokens(900);
+  request.mutable_stopping()->set_ignore_eos(true);
+  request.mutable_sampling()->set_temperature(0.9f);
+  request.mutable_sampling()->set_seed(3);
+  request.mutable_output()->set_skip_text(true);
+  const auto quick = (*serve)->NewStub();
+  const absl::StatusOr<Answer> alone = Ask(*quick, request);
+  ASSERT_TRUE(alone.ok()) << alone.status();
+  ASSERT_EQ(alone->token_ids.size(), 900u);
+
+  request.mutable_output()->set_logprobs(128);
+  request.mutable_output()->set_skip_text(false);
+  // The connection itself holds little: 64 KiB rather than megabytes.
+  grpc::ChannelArguments small_window;
+  small_window.SetInt(GRPC_ARG_HTTP2_BDP_PROBE, 0);
+  small_window.SetInt(GRPC_ARG_HTTP2_STREAM_LOOKAHEAD_BYTES, 64 << 10);
+  const auto slow = (*serve)->NewStub(small_window);
+  grpc::ClientContext context;
+  context.set_deadline(std::chrono::system_clock::now() + std::chrono::seconds(60));
+  const auto reader = slow->Generate(&context, request);
+  const absl::Time deadline = absl::Now() + absl::Seconds(20);
+  double paused = 0;
+  while (paused < 1 && absl::Now() < deadline) {
+    const absl::StatusOr<double> now = (*serve)->Metric("lapidary_requests_paused");
+    ASSERT_TRUE(now.ok()) << now.status();
+    paused = *now;
+  }
+  ASSERT_EQ(paused, 1);
+  // One sequence runs at a time: this one has its place.
+  request.mutable_output()->clear_logprobs();
+  const absl::StatusOr<Answer> meanwhile = Ask(*quick, request);
+  ASSERT_TRUE(meanwhile.ok()) << meanwhile.status();
+  EXPECT_EQ(meanwhile->token_ids, alone->token_ids);
+  EXPECT_EQ((*serve)->Metric("lapidary_requests_paused").value_or(-1), 1);
+
+  std::vector<uint32_t> got;
+  v1::GenerateResponse event;
+  while (reader->Read(&event)) {
+    for (const uint32_t id : event.delta().token_ids()) got.push_back(id);
+  }
+  const grpc::Status status = reader->Finish();
+  EXPECT_TRUE(status.ok()) << status.error_message();
+  EXPECT_EQ(got, alone->token_ids);
 }
 
 std::string Name(const ::testing::TestParamInfo<Shape>& info) { return info.param.name; }

@@ -85,8 +85,8 @@ ServeProcess::~ServeProcess() {
   if (!folder_.empty()) std::filesystem::remove_all(folder_, ignored);
 }
 
-std::unique_ptr<v1::LapidaryService::Stub> ServeProcess::NewStub() const {
-  grpc::ChannelArguments arguments;
+std::unique_ptr<v1::LapidaryService::Stub> ServeProcess::NewStub(
+    grpc::ChannelArguments arguments) const {
   arguments.SetInt(GRPC_ARG_USE_LOCAL_SUBCHANNEL_POOL, 1);
   return v1::LapidaryService::NewStub(
       grpc::CreateCustomChannel(address_, grpc::InsecureChannelCredentials(), arguments));

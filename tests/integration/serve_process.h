@@ -1,5 +1,6 @@
 // `lapidary serve` as a child process of a test, ready to be asked over gRPC.
 #pragma once
+#include <grpcpp/grpcpp.h>
 #include <sys/types.h>
 
 #include <memory>
@@ -19,7 +20,7 @@ class ServeProcess {
   ~ServeProcess();  // SIGTERM, then SIGKILL
 
   // A client with a connection of its own.
-  std::unique_ptr<v1::LapidaryService::Stub> NewStub() const;
+  std::unique_ptr<v1::LapidaryService::Stub> NewStub(grpc::ChannelArguments arguments = {}) const;
   // Sum of a series of /metrics over its labels.
   absl::StatusOr<double> Metric(const std::string& name) const;
 
