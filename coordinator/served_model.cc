@@ -62,8 +62,15 @@ absl::StatusOr<std::unique_ptr<ServedModel>> ServedModel::Load(const Coordinator
     const std::string& stored = model->tokenizer->chat_template();
     model->chat_format = RecognizeTemplate(stored, FamilyDefault(model->spec));
     if (model->chat_format == ChatFormat::kUnknown) {
-      LogWarning("chat template not known: chat input is refused",
-                 {{"model", model->name}, {"begins_with", ToValidUtf8(stored.substr(0, 60))}});
+      // Earlier and edited versions of Gemma's templates are common: serve the nearest one.
+      model->chat_format = NearestFormat(stored, FamilyDefault(model->spec));
+      LogWarning(model->chat_format == ChatFormat::kUnknown
+                     ? "chat template not known: chat input is refused"
+                     : "chat template not known: the nearest built-in format is used",
+                 {{"model", model->name},
+                  {"template_sha256", TemplateSha256(stored)},
+                  {"begins_with", ToValidUtf8(stored.substr(0, 60))},
+                  {"format", ChatFormatName(model->chat_format)}});
     }
     model->tool_call_end = model->tokenizer->Find("<tool_call|>");
     model->tool_response_begin = model->tokenizer->Find("<|tool_response>");

@@ -5,7 +5,7 @@
 #include <utility>
 
 #include "absl/status/status.h"
-#include "model/chat_format_values.h"
+#include "model/internal/chat_format_values.h"
 
 namespace lapidary {
 namespace {

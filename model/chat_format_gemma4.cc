@@ -4,7 +4,7 @@
 #include "absl/status/status.h"
 #include "absl/strings/str_format.h"
 #include "common/status_macros.h"
-#include "model/chat_format_values.h"
+#include "model/internal/chat_format_values.h"
 
 namespace lapidary::internal {
 namespace {

@@ -9,7 +9,7 @@
 #include <string>
 #include <vector>
 
-#include "model/chat_format_values.h"
+#include "model/internal/chat_format_values.h"
 
 namespace lapidary {
 namespace {

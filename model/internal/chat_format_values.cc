@@ -1,4 +1,4 @@
-#include "model/chat_format_values.h"
+#include "model/internal/chat_format_values.h"
 
 #include <algorithm>
 #include <charconv>
