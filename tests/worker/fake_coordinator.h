@@ -58,19 +58,23 @@ class FakeCoordinator final : public cluster::v1::ClusterService::Service {
     int finishes = 0;
   };
   bool AwaitReady() {
-    return Await([this] { return ready_ == size_; });
+    return Await([this]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) { return ready_ == size_; });
   }
   bool AwaitFinished(int count) {
-    return Await([this, count] { return finished_ >= count; });
+    return Await([this, count]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) { return finished_ >= count; });
   }
   bool AwaitTokens(uint64_t id, size_t count) {
-    return Await([this, id, count] { return outcomes_[id].tokens.size() >= count; });
+    return Await([this, id, count]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) {
+      return outcomes_[id].tokens.size() >= count;
+    });
   }
   bool AwaitFailure(int rank) {
-    return Await([this, rank] { return failures_.contains(rank); });
+    return Await([this, rank]()
+                     ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) { return failures_.contains(rank); });
   }
   bool AwaitRegistered(int count) {
-    return Await([this, count] { return registered_ >= count; });
+    return Await([this, count]()
+                     ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) { return registered_ >= count; });
   }
   Outcome outcome(uint64_t id) {
     absl::MutexLock lock(&mu_);
