@@ -70,25 +70,8 @@ absl::Status Converse(const std::string& address, const GenerateFlags& flags) {
 
 int RunChat(const ChatFlags& chat) {
   const GenerateFlags& flags = chat.generate;
-  std::unique_ptr<LocalCluster> local;
-  std::string address = flags.server;
-  if (address.empty()) {
-    if (flags.local.engine.model_path.empty()) {
-      return Fail(absl::InvalidArgumentError(
-          "say which model: `lapidary chat MODEL`, or --server HOST:PORT for a running one"));
-    }
-    ServeFlags serve = flags.local;
-    serve.listen.port = 0;
-    serve.listen.metrics_port = 0;
-    absl::StatusOr<std::unique_ptr<LocalCluster>> started =
-        StartLocalCluster(serve, LogFlags{}, /*quiet=*/true);
-    if (!started.ok()) return Fail(started.status());
-    local = *std::move(started);
-    address = absl::StrCat("127.0.0.1:", local->port());
-  }
-  const absl::Status status = Converse(address, flags);
-  if (local != nullptr) local->Stop(absl::Seconds(10)).IgnoreError();
-  return status.ok() ? 0 : absl::IsCancelled(status) ? 130 : Fail(status);
+  return AskServerOrOwn(flags,
+                        [&flags](const std::string& address) { return Converse(address, flags); });
 }
 
 }  // namespace lapidary

@@ -60,23 +60,8 @@ absl::Status AskServer(const std::string& address, const GenerateFlags& flags) {
 int RunGenerate(const GenerateFlags& flags) {
   const absl::StatusOr<v1::GenerateRequest> request = BuildGenerateRequest(flags);
   if (!request.ok()) return Fail(request.status());
-  if (!flags.server.empty()) {
-    const absl::Status status = AskServer(flags.server, flags);
-    return status.ok() ? 0 : absl::IsCancelled(status) ? 130 : Fail(status);
-  }
-  if (flags.local.engine.model_path.empty()) {
-    return Fail(absl::InvalidArgumentError(
-        "say which model: `lapidary generate MODEL ...`, or --server HOST:PORT for a running one"));
-  }
-  ServeFlags serve = flags.local;
-  serve.listen.port = 0;
-  serve.listen.metrics_port = 0;
-  absl::StatusOr<std::unique_ptr<LocalCluster>> cluster =
-      StartLocalCluster(serve, LogFlags{}, /*quiet=*/true);
-  if (!cluster.ok()) return absl::IsCancelled(cluster.status()) ? 130 : Fail(cluster.status());
-  const absl::Status status = AskServer(absl::StrCat("127.0.0.1:", (*cluster)->port()), flags);
-  (*cluster)->Stop(absl::Seconds(10)).IgnoreError();
-  return status.ok() ? 0 : absl::IsCancelled(status) ? 130 : Fail(status);
+  return AskServerOrOwn(flags,
+                        [&flags](const std::string& address) { return AskServer(address, flags); });
 }
 
 }  // namespace lapidary

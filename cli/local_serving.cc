@@ -8,6 +8,7 @@
 #include <system_error>
 
 #include "absl/strings/str_cat.h"
+#include "cli/commands.h"
 #include "cli/signals.h"
 #include "common/status_macros.h"
 #include "model/checkpoint.h"
@@ -16,14 +17,14 @@
 namespace lapidary {
 namespace {
 
-std::vector<std::string> CoordinatorArgs(const ServeFlags& flags, const std::string& compute) {
+std::vector<std::string> CoordinatorArgs(const ServeFlags& flags) {
   const EngineFlags& e = flags.engine;
   const ListenFlags& l = flags.listen;
   std::vector<std::string> args = {e.model_path,
                                    "--tp",
                                    absl::StrCat(e.tensor_parallel),
                                    "--compute",
-                                   compute,
+                                   e.compute,
                                    "--arith",
                                    e.arith,
                                    "--max-context",
@@ -59,24 +60,18 @@ std::vector<std::string> CoordinatorArgs(const ServeFlags& flags, const std::str
 
 }  // namespace
 
-absl::StatusOr<std::string> ResolveCompute(const EngineFlags& engine) {
-  ASSIGN_OR_RETURN(const std::unique_ptr<Checkpoint> checkpoint,
-                   Checkpoint::Open(engine.model_path));
-  RETURN_IF_ERROR(PlanShards(checkpoint->spec(), engine.tensor_parallel).status());
-  if (engine.compute != "auto") return engine.compute;
-  return std::string(checkpoint->quantized() ? "int8" : "bf16");
-}
-
 absl::StatusOr<std::unique_ptr<LocalCluster>> StartLocalCluster(const ServeFlags& flags,
                                                                 const LogFlags& log, bool quiet) {
   ServeFlags resolved = flags;
   std::error_code error;
   const std::filesystem::path absolute = std::filesystem::absolute(flags.engine.model_path, error);
   if (!error) resolved.engine.model_path = absolute.lexically_normal().string();
-  ASSIGN_OR_RETURN(const std::string compute, ResolveCompute(resolved.engine));
+  ASSIGN_OR_RETURN(const std::unique_ptr<Checkpoint> checkpoint,
+                   Checkpoint::Open(resolved.engine.model_path));
+  RETURN_IF_ERROR(PlanShards(checkpoint->spec(), resolved.engine.tensor_parallel).status());
 
   LocalClusterOptions options;
-  options.coordinator_args = CoordinatorArgs(resolved, compute);
+  options.coordinator_args = CoordinatorArgs(resolved);
   const std::vector<std::string> log_args = {"--log-level", quiet ? "error" : log.level,
                                              "--log-format", log.format};
   options.coordinator_args.insert(options.coordinator_args.end(), log_args.begin(), log_args.end());
@@ -87,6 +82,29 @@ absl::StatusOr<std::unique_ptr<LocalCluster>> StartLocalCluster(const ServeFlags
     if (!quiet) std::fprintf(stderr, "%.*s\n", static_cast<int>(word.size()), word.data());
   };
   return LocalCluster::Start(options, progress, [] { return StopRequested(); });
+}
+
+int AskServerOrOwn(const GenerateFlags& flags,
+                   const std::function<absl::Status(const std::string& address)>& ask) {
+  std::unique_ptr<LocalCluster> own;
+  std::string address = flags.server;
+  if (address.empty()) {
+    if (flags.local.engine.model_path.empty()) {
+      return Fail(absl::InvalidArgumentError(
+          "say which model: its path, or --server HOST:PORT for a running server"));
+    }
+    ServeFlags serve = flags.local;
+    serve.listen.port = 0;
+    serve.listen.metrics_port = 0;
+    absl::StatusOr<std::unique_ptr<LocalCluster>> started =
+        StartLocalCluster(serve, LogFlags{}, /*quiet=*/true);
+    if (!started.ok()) return absl::IsCancelled(started.status()) ? 130 : Fail(started.status());
+    own = *std::move(started);
+    address = absl::StrCat("127.0.0.1:", own->port());
+  }
+  const absl::Status status = ask(address);
+  if (own != nullptr) own->Stop(absl::Seconds(10)).IgnoreError();
+  return status.ok() ? 0 : absl::IsCancelled(status) ? 130 : Fail(status);
 }
 
 }  // namespace lapidary

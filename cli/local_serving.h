@@ -1,5 +1,6 @@
 // From the flags of `serve` to a running LocalCluster.
 #pragma once
+#include <functional>
 #include <memory>
 #include <string>
 
@@ -9,13 +10,14 @@
 
 namespace lapidary {
 
-// "auto" resolved by the file's own precision. Also refuses a checkpoint that cannot be opened or
-// split so.
-absl::StatusOr<std::string> ResolveCompute(const EngineFlags& engine);
-
 // Looks at the checkpoint first, so that a bad path, tensor or rank count is one readable error and
 // not that of some child; then starts the cluster. Progress goes to stderr unless `quiet`.
 absl::StatusOr<std::unique_ptr<LocalCluster>> StartLocalCluster(const ServeFlags& flags,
                                                                 const LogFlags& log, bool quiet);
+
+// Calls ask with the address of the server the flags name, or of one started for the question and
+// stopped after it. Prints what went wrong; the exit code (130 when interrupted).
+int AskServerOrOwn(const GenerateFlags& flags,
+                   const std::function<absl::Status(const std::string& address)>& ask);
 
 }  // namespace lapidary

@@ -10,7 +10,6 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "cli/commands.h"
-#include "cli/local_serving.h"
 #include "cli/signals.h"
 #include "common/log.h"
 #include "coordinator/config.h"
@@ -49,12 +48,8 @@ CoordinatorConfig ToConfig(const CoordinatorFlags& flags) {
 }  // namespace
 
 int RunCoordinator(const CoordinatorFlags& flags) {
-  const absl::StatusOr<std::string> compute = ResolveCompute(flags.engine);
-  if (!compute.ok()) return Fail(compute.status());
-  CoordinatorConfig config = ToConfig(flags);
-  config.compute = *compute;
   const absl::StatusOr<std::unique_ptr<CoordinatorServer>> server =
-      CoordinatorServer::Start(config);
+      CoordinatorServer::Start(ToConfig(flags));
   if (!server.ok()) return Fail(server.status());
   CoordinatorServer& coordinator = **server;
   if (flags.announce_fd >= 0) {
