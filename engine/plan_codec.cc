@@ -13,7 +13,7 @@ namespace lapidary {
 namespace {
 
 static_assert(std::endian::native == std::endian::little);
-constexpr uint32_t kFormat = 0x4c505001;  // "LPP", version 1
+constexpr uint32_t kFormat = 0x4c505002;  // "LPP", version 2
 
 // One description of each struct serves both directions: Visit(codec, value) names the fields once,
 // in order, and the codec writes or reads them.
@@ -131,6 +131,8 @@ void VisitSequence(Codec& codec, Sequence& sequence) {
   codec.Field(sequence.choice);
   codec.List(sequence.tokens, kElement);
   codec.Field(sequence.prompt_len);
+  codec.Field(sequence.cached_len);
+  codec.Field(sequence.needs_host_mask);
   VisitSampling(codec, sequence.sampling);
 }
 

@@ -9,8 +9,10 @@
 #pragma once
 #include <array>
 #include <cstdint>
+#include <map>
 #include <memory>
 #include <optional>
+#include <string>
 #include <vector>
 
 #include "absl/status/status.h"
@@ -25,9 +27,20 @@ struct SchedulerConfig {
   int32_t max_running = 64;                         // sequences in a step
   int32_t max_step_tokens = 512;                    // token budget of a step
   int32_t max_queued = 4096;                        // beyond: RESOURCE_EXHAUSTED
+  int64_t max_queued_tokens = 0;                    // of those that wait; 0: not limited
   int32_t max_in_flight = 1;                        // steps submitted and not completed, 1 or 2
+  // Prompt chunks are cut so that a step is expected to stay under it, by the measured cost of
+  // earlier steps. Never below one page of prompt. 0: by the token budget alone.
+  double step_seconds_target = 0;
+  // Shares of tenants that wait, by name; 1 for those not named.
+  std::map<std::string, double> tenant_weights;
+  bool prefix_cache = false;
   uint64_t epoch = 1;
 };
+
+// Interactive work is admitted before batch work, and never preempted for it.
+enum class Priority : uint8_t { kInteractive, kBatch };
+inline constexpr int kPriorities = 2;
 
 enum class FinishReason : uint8_t { kNone, kStop, kLength, kCancelled, kError };
 
@@ -35,6 +48,13 @@ enum class FinishReason : uint8_t { kNone, kStop, kLength, kCancelled, kError };
 struct EngineRequest {
   NewSequence sequence;
   double submit_time = 0;  // seconds, given by the caller; only subtracted
+  Priority priority = Priority::kInteractive;
+  std::string tenant;  // whose fair share pays; empty is a tenant too
+  // On the clock of submit_time: a request that still waits then ends with DEADLINE_EXCEEDED, and
+  // one that runs is cancelled. 0: none.
+  double deadline = 0;
+  // Only requests with the same key share cached prefixes: tenant salt, adapter, image fingerprint.
+  std::string cache_key;
 };
 
 // What happened to one request in a step.
@@ -43,9 +63,10 @@ struct EngineEvent {
   std::vector<ScoredToken> tokens;         // new, in order
   std::vector<ScoredToken> prompt_scored;  // positions 1.. as they become known
   FinishReason finish = FinishReason::kNone;
-  TokenId stop_id = -1;       // the stop id that ended it
-  absl::Status error;         // with kError
-  double queue_seconds = -1;  // submission to first row; in the request's first event with a row
+  TokenId stop_id = -1;        // the stop id that ended it
+  absl::Status error;          // with kError
+  double queue_seconds = -1;   // submission to first row; in the request's first event with a row
+  int32_t cached_tokens = -1;  // of the prompt, found in the prefix cache; in that same event
 };
 
 // Numbers for metrics, cheap to copy.
@@ -53,10 +74,17 @@ struct EngineStats {
   int32_t waiting = 0;
   int32_t running = 0;
   int32_t paused = 0;
+  int32_t waiting_batch = 0;  // of them, batch work
+  int32_t running_batch = 0;
   int64_t waiting_tokens = 0;
-  std::array<int32_t, kKvFamilies> pages_used = {0, 0};
+  std::array<int32_t, kKvFamilies> pages_used = {0, 0};    // by live requests
+  std::array<int32_t, kKvFamilies> pages_cached = {0, 0};  // by nobody, kept for their prefix
   std::array<int32_t, kKvFamilies> pages_total = {0, 0};
   uint64_t preemptions = 0;
+  uint64_t recomputed_tokens = 0;     // computed again after a preemption or a pause
+  uint64_t prefix_lookup_tokens = 0;  // prompt tokens of requests that asked the prefix cache
+  uint64_t prefix_hit_tokens = 0;     // of them, found there
+  uint64_t prefix_evicted_pages = 0;
   uint64_t steps = 0;
   uint64_t decode_rows = 0;     // summed over steps
   uint64_t prefill_tokens = 0;  // summed over steps
@@ -90,6 +118,8 @@ class Scheduler {
   // True when there is more than paused requests: Plan() or Complete() will bring something.
   virtual bool has_work() const = 0;
   virtual EngineStats stats() const = 0;
+  // When a refused client may try again: what waits, at the pace of the last steps. At least 1.
+  virtual double RetryAfterSeconds() const { return 1; }
 };
 
 }  // namespace lapidary

@@ -18,6 +18,10 @@ struct NewSequence {
   uint32_t choice = 0;          // part of the random counter
   std::vector<TokenId> tokens;  // prompt, then what was generated before (replay, preemption)
   int32_t prompt_len = 0;       // the first prompt_len of tokens are the prompt
+  // A prefix whose KV is in the pages of the first row already (prefix cache): that row starts here
+  // and brings the whole page table. Sliding entries behind the window are page 0, never read.
+  int32_t cached_len = 0;
+  bool needs_host_mask = false;  // its samples wait for a mask from the host: never two deep
   SamplingParams sampling;
 };
 

@@ -16,6 +16,8 @@ StepPlan FullPlan() {
   sequence.choice = 3;
   sequence.tokens = {2, 5, 262143};
   sequence.prompt_len = 2;
+  sequence.cached_len = 1;
+  sequence.needs_host_mask = true;
   SamplingParams& p = sequence.sampling;
   p.temperature = 0.5f;
   p.top_k = 64;
@@ -66,6 +68,8 @@ TEST(PlanCodec, EveryFieldComesBack) {
   EXPECT_EQ(sequence.choice, sent.choice);
   EXPECT_EQ(sequence.tokens, sent.tokens);
   EXPECT_EQ(sequence.prompt_len, sent.prompt_len);
+  EXPECT_EQ(sequence.cached_len, sent.cached_len);
+  EXPECT_EQ(sequence.needs_host_mask, sent.needs_host_mask);
   const SamplingParams& p = sequence.sampling;
   const SamplingParams& q = sent.sampling;
   EXPECT_EQ(p.temperature, q.temperature);
