@@ -36,8 +36,8 @@ struct StepInFlight {
 struct Draft {
   StepPlan plan;
   StepInFlight step;
-  int32_t budget_left;  // tokens
-  bool preempted = false;
+  int32_t budget_left;          // tokens
+  bool short_of_pages = false;  // a running request lacks some: nobody is admitted
   double now;
 };
 
@@ -67,7 +67,8 @@ class TokenBudgetScheduler final : public Scheduler {
   void PlanRunning(Draft& draft);
   void Admit(Draft& draft);
   bool AddRow(RequestState& request, Draft& draft);
-  bool PreemptYoungest(const RequestState& beneficiary);
+  bool PreemptYoungest(const RequestState& beneficiary, Draft& draft);
+  void Preempt(RequestState& victim);
   void Evict(RequestState& request);
   void Enqueue(RequestState& request);
   void Park(RequestState& request);
@@ -79,6 +80,7 @@ class TokenBudgetScheduler final : public Scheduler {
                    std::vector<EngineEvent>& events);
   void TakeSampled(RequestState& request, const std::vector<ScoredToken>& sampled,
                    EngineEvent& event);
+  void Leave(RequestState& request);
   void Retire(RequestState& request);
   void Release(RequestState& request);
   void FailHead();
@@ -88,7 +90,8 @@ class TokenBudgetScheduler final : public Scheduler {
   std::unordered_map<RequestId, std::unique_ptr<RequestState>> requests_;
   ByAge waiting_;
   ByAge running_;
-  int32_t paused_ = 0;  // requests that are neither waiting, running nor retiring
+  int32_t paused_ = 0;   // requests that are neither waiting, running nor retiring
+  int32_t leaving_ = 0;  // whose pages come back when their rows in flight are done
   std::deque<StepInFlight> in_flight_;
   std::vector<RequestId> finished_;  // for the ranks to forget, with the next plan
   std::vector<EngineEvent> events_;  // of no step: cancellations, failures
@@ -197,7 +200,7 @@ std::optional<StepPlan> TokenBudgetScheduler::Plan(double now) {
   draft.now = now;
   PlanRunning(draft);
   // What was just taken from the youngest must not be given to it again.
-  if (!draft.preempted) Admit(draft);
+  if (!draft.short_of_pages) Admit(draft);
   if (draft.plan.rows.empty()) {
     if (in_flight_.empty() && has_work()) FailHead();
     return std::nullopt;
@@ -216,10 +219,7 @@ void TokenBudgetScheduler::PlanRunning(Draft& draft) {
   for (const bool decode : {true, false}) {
     for (auto it = running_.begin(); it != running_.end(); ++it) {
       RequestState& request = *it->second;
-      const int32_t unscheduled = request.unscheduled();
-      if (request.pausing || request.sample_in_flight) continue;
-      if (unscheduled == 0 || decode != (unscheduled == 1)) continue;
-      AddRow(request, draft);
+      if (request.schedulable() && decode == (request.unscheduled() == 1)) AddRow(request, draft);
     }
   }
 }
@@ -246,8 +246,7 @@ bool TokenBudgetScheduler::AddRow(RequestState& request, Draft& draft) {
   if (wanted == start) return false;
   int32_t end = kv_.ReachableLength(request.pages, wanted);
   while (end <= start) {
-    if (!PreemptYoungest(request)) return false;
-    draft.preempted = true;
+    if (!PreemptYoungest(request, draft)) return false;
     end = kv_.ReachableLength(request.pages, wanted);
   }
   const SamplingParams& sampling = request.sequence.sampling;
@@ -258,17 +257,27 @@ bool TokenBudgetScheduler::AddRow(RequestState& request, Draft& draft) {
   row.seq = request.sequence.id;
   row.start = start;
   row.len = end - start;
-  row.samples = end == request.total_len() && request.wants_sample();
+  row.samples = end == request.pending_len() && request.wants_sample();
+  row.needs_host_mask = row.samples && request.sequence.needs_host_mask;
+  if (request.samples_in_flight > 0) {
+    row.source = InputSource::kSampled;
+    row.source_step = request.sample_step;
+    row.source_row = request.sample_row;
+  }
   row.logits = scores ? LogitsMask::kAll : row.samples ? LogitsMask::kLast : LogitsMask::kNone;
   row.pages_added = kv_.Extend(request.pages, end);
   if (!request.known_to_ranks) draft.plan.added.push_back(request.sequence);
 
-  const bool decodes = row.len == 1 && row.samples && request.generated() > 0;
+  const bool decodes = row.len == 1 && row.samples && end > request.sequence.prompt_len;
   (decodes ? totals_.decode_rows : totals_.prefill_tokens) += static_cast<uint64_t>(row.len);
   draft.step.rows.push_back({&request, start, row.len, row.samples});
   request.known_to_ranks = true;
   request.scheduled_len = end;
-  request.sample_in_flight = row.samples;
+  if (row.samples) {
+    ++request.samples_in_flight;
+    request.sample_step = next_step_;
+    request.sample_row = static_cast<int32_t>(draft.plan.rows.size());
+  }
   ++request.rows_in_flight;
   if (request.queue_seconds < 0) {
     request.queue_seconds = std::max(draft.now - request.submit_time, 0.0);
@@ -278,19 +287,28 @@ bool TokenBudgetScheduler::AddRow(RequestState& request, Draft& draft) {
   return true;
 }
 
-// Takes the pages of the youngest request that is younger than the beneficiary and has nothing in
-// flight, and queues it again: its tokens will be computed anew. False when there is none.
-bool TokenBudgetScheduler::PreemptYoungest(const RequestState& beneficiary) {
-  for (auto it = running_.rbegin(); it != running_.rend(); ++it) {
-    RequestState& victim = *it->second;
-    if (victim.order <= beneficiary.order) return false;
-    if (victim.rows_in_flight > 0) continue;  // its pages are being read
-    Evict(victim);
-    Enqueue(victim);
-    ++totals_.preemptions;
-    return true;
+// Takes the pages of the youngest request that is younger than the beneficiary, and queues it
+// again: its tokens will be computed anew. When its pages are being read it gets no more rows, and
+// loses them once those in flight are done; nobody else is asked meanwhile. False when there is
+// nothing to be had now.
+bool TokenBudgetScheduler::PreemptYoungest(const RequestState& beneficiary, Draft& draft) {
+  draft.short_of_pages = true;
+  if (leaving_ > 0) return false;
+  RequestState& victim = *running_.rbegin()->second;
+  if (victim.order <= beneficiary.order) return false;
+  if (victim.rows_in_flight > 0) {
+    victim.preempting = true;
+    ++leaving_;
+    return false;
   }
-  return false;
+  Preempt(victim);
+  return true;
+}
+
+void TokenBudgetScheduler::Preempt(RequestState& victim) {
+  Evict(victim);
+  Enqueue(victim);
+  ++totals_.preemptions;
 }
 
 // Takes a request that has nothing in flight out of the running ones, with all that was computed.
@@ -362,7 +380,10 @@ void TokenBudgetScheduler::CompleteRow(const RowInFlight& row, const StepResultR
   LAPIDARY_CHECK(result.seq == request.sequence.id);
   --request.rows_in_flight;
   if (request.phase == RequestPhase::kRetiring) {  // ended meanwhile: what it computed is dropped
-    if (request.rows_in_flight == 0) Release(request);
+    if (request.rows_in_flight == 0) {
+      --leaving_;
+      Release(request);
+    }
     return;
   }
   request.computed_len = row.start + row.len;
@@ -375,7 +396,7 @@ void TokenBudgetScheduler::CompleteRow(const RowInFlight& row, const StepResultR
     request.scored_len = position + 1;
   }
   if (row.samples) {
-    request.sample_in_flight = false;
+    --request.samples_in_flight;
     TakeSampled(request, result.sampled, event);
   } else if (request.computed_len == request.total_len()) {
     event.finish = FinishReason::kLength;  // nothing was to be generated
@@ -386,8 +407,8 @@ void TokenBudgetScheduler::CompleteRow(const RowInFlight& row, const StepResultR
   }
   if (event.finish != FinishReason::kNone) {
     Retire(request);
-  } else if (request.pausing && request.rows_in_flight == 0) {
-    Park(request);
+  } else if (request.leaving() && request.rows_in_flight == 0) {
+    Leave(request);
   } else {
     // Every row still in flight starts at computed_len or later.
     kv_.FreeBehindWindow(request.pages, request.computed_len);
@@ -410,7 +431,7 @@ void TokenBudgetScheduler::TakeSampled(RequestState& request,
       event.stop_id = token.id;
       return;
     }
-    if (!request.wants_sample()) {
+    if (request.total_len() == request.end_len) {
       event.finish = FinishReason::kLength;
       return;
     }
@@ -423,13 +444,25 @@ void TokenBudgetScheduler::TakeSampled(RequestState& request,
   }
 }
 
+// A running request whose last row has come back goes where it was told to.
+void TokenBudgetScheduler::Leave(RequestState& request) {
+  const bool pausing = request.pausing;
+  if (request.preempting) {
+    request.preempting = false;
+    --leaving_;
+    Preempt(request);
+  }
+  if (pausing) Park(request);
+}
+
 // Ends a request. Its pages and its id stay until no row in flight reads them.
 void TokenBudgetScheduler::Retire(RequestState& request) {
   if (waiting_.erase(request.order) > 0) waiting_tokens_ -= request.total_len();
   running_.erase(request.order);
   if (request.phase == RequestPhase::kPaused) --paused_;
+  if (request.preempting) --leaving_;
   request.phase = RequestPhase::kRetiring;
-  if (request.rows_in_flight == 0) Release(request);
+  request.rows_in_flight == 0 ? Release(request) : void(++leaving_);
 }
 
 void TokenBudgetScheduler::Release(RequestState& request) {

@@ -5,14 +5,15 @@
 //
 // Commands, one a line ('#' begins a comment):
 //   config pages=S,G window=N max_context=N max_running=N max_step_tokens=N max_queued=N
-//   in_flight=N submit NAME prompt=N max=N [generated=N] [stop=ID] [prompt_logprobs=N] cancel NAME
-//   pause NAME   resume NAME
-//   plan                    the next step, not completed yet
-//   complete [NAME=ID ...]  the oldest step in flight; a row samples ID, or else 1000 + its
-//   position step [NAME=ID ...]      plan, then complete steps N                 N times stats
+//   in_flight=N submit NAME prompt=N max=N [generated=N] [stop=ID] [prompt_logprobs=N]
+//   [host_mask=1] cancel NAME   pause NAME   resume NAME plan                    the next step, not
+//   completed yet complete [NAME=ID ...]  the oldest step in flight; a row samples ID, or 1000 +
+//   its position step [NAME=ID ...]      plan, then complete steps N                 N times quiet
+//   N                 the same, and only the last is shown stats
 //
-// A plan: what the ranks forget and learn, then its rows: positions, `sample` or `all`, and the
-// pages added (s: sliding, g: global).
+// A plan: what the ranks forget and learn, then its rows: positions, where the input comes from
+// when it is still being sampled (step.row), `sample` or `all`, `mask` when the host has to give
+// one, and the pages added (s: sliding, g: global).
 #include <gtest/gtest.h>
 
 #include <algorithm>
@@ -127,6 +128,7 @@ class Script {
     }
     sequence.sampling.max_tokens = Number(options, "max", 0);
     sequence.sampling.prompt_logprobs = Number(options, "prompt_logprobs", -1);
+    sequence.needs_host_mask = Number(options, "host_mask", 0) != 0;
     if (options.contains("stop")) sequence.sampling.stop_ids = {Number(options, "stop", 0)};
     ids_[name] = sequence.id;
     names_[sequence.id] = name;
@@ -150,8 +152,12 @@ class Script {
     for (const PlanRow& row : plan->rows) {
       std::string part =
           absl::StrFormat("%s [%d,%d)", names_[row.seq], row.start, row.start + row.len);
+      if (row.source == InputSource::kSampled) {
+        absl::StrAppendFormat(&part, " from %d.%d", row.source_step, row.source_row);
+      }
       if (row.logits == LogitsMask::kAll) part += " all";
       if (row.samples) part += " sample";
+      if (row.needs_host_mask) part += " mask";
       for (int f = 0; f < kKvFamilies; ++f) {
         if (row.pages_added[f].empty()) continue;
         part += f == 0 ? " s+" : " g+";
