@@ -85,8 +85,17 @@ void AddListen(CLI::App* app, ListenFlags& f) {
                   "Seconds a paused client may read nothing before its request is cancelled");
 }
 
+void AddDevice(CLI::App* app, std::string& device, int64_t& null_step_us) {
+  app->add_option("--device", device,
+                  "auto, cpu, or null: computes nothing and makes tokens up, to measure the rest")
+      ->check(CLI::IsMember({"auto", "cpu", "null"}));
+  app->add_option("--null-step-us", null_step_us, "Microseconds the null device takes for a step")
+      ->check(CLI::Range(int64_t{0}, int64_t{60'000'000}));
+}
+
 void AddServe(CLI::App* app, ServeFlags& f, bool model_required) {
   AddEngine(app, f.engine, model_required);
+  AddDevice(app, f.device, f.null_step_us);
   app->add_option("--threads", f.threads, "Threads of each rank; 0: this machine's CPUs shared out")
       ->check(CLI::Range(0, 1024));
 }
@@ -208,6 +217,7 @@ void AddCommands(CLI::App& app, CommandLine& line) {
       ->required();
   worker->add_option("--rank", line.worker.rank, "Wanted rank; -1: whichever is free")
       ->check(CLI::Range(-1, 63));
+  AddDevice(worker, line.worker.device, line.worker.null_step_us);
   worker->add_option("--threads", line.worker.threads, "Threads")->check(CLI::Range(1, 1024));
   worker->add_option("--cpus", line.worker.cpus, "CPUs to pin the threads to")->delimiter(',');
   worker->add_option("--metrics-host", line.worker.metrics_host, "Address of its metrics");

@@ -49,8 +49,10 @@ struct CoordinatorFlags {
 };
 
 struct WorkerFlags {
-  std::string coordinator;  // host:port
-  int rank = -1;            // -1: whichever is free
+  std::string coordinator;      // host:port
+  int rank = -1;                // -1: whichever is free
+  std::string device = "auto";  // auto, cpu, null
+  int64_t null_step_us = 0;
   int threads = 1;
   std::vector<int> cpus;
   std::string metrics_host = "127.0.0.1";
@@ -61,7 +63,9 @@ struct WorkerFlags {
 struct ServeFlags {
   EngineFlags engine;
   ListenFlags listen;
-  int threads = 0;  // per rank; 0: the CPUs of this process shared out
+  std::string device = "auto";  // of the workers: auto, cpu, null
+  int64_t null_step_us = 0;     // what the null device takes for a step
+  int threads = 0;              // per rank; 0: the CPUs of this process shared out
   double drain_timeout_s = 60;
   std::string address_file;  // written once ready: gRPC HOST:PORT, then metrics HOST:PORT
 };

@@ -67,6 +67,8 @@ int RunWorkerCommand(const WorkerFlags& flags) {
   WorkerConfig config;
   config.coordinator = flags.coordinator;
   config.rank_hint = flags.rank;
+  config.device = flags.device;
+  config.null_step = absl::Microseconds(flags.null_step_us);
   config.threads = flags.threads;
   config.cpus = flags.cpus;
   config.metrics_listen = absl::StrCat(flags.metrics_host, ":", flags.metrics_port);

@@ -13,6 +13,8 @@ namespace lapidary {
 struct WorkerConfig {
   std::string coordinator;                     // HOST:PORT of its worker port
   int rank_hint = -1;                          // wanted rank; -1: whichever is free
+  std::string device = "auto";                 // cpu, null, or auto: cpu
+  absl::Duration null_step;                    // what the null device takes for a step
   int threads = 1;                             // that compute, 1 to 1024
   std::vector<int> cpus;                       // one per thread to pin it to; empty: not pinned
   int64_t memory_bytes = 0;                    // for weights, KV and workspace; 0: not limited

@@ -6,6 +6,7 @@
 
 #include "absl/strings/str_format.h"
 #include "common/status_macros.h"
+#include "worker/null_device.h"
 #include "worker/worker_session.h"
 
 namespace lapidary {
@@ -32,12 +33,19 @@ absl::Status Validate(const WorkerConfig& config) {
   if (config.coordinator.empty()) {
     return absl::InvalidArgumentError("the coordinator's address is missing");
   }
+  if (config.device != "auto" && config.device != "cpu" && config.device != "null") {
+    return absl::InvalidArgumentError(
+        absl::StrFormat("'%s' is no device: auto, cpu or null", config.device));
+  }
   return absl::OkStatus();
 }
 
 }  // namespace
 
 absl::Status RunWorker(const WorkerConfig& config, int stop_descriptor) {
+  if (config.device == "null") {
+    return RunWorker(config, stop_descriptor, NullModelLoader({.step = config.null_step}));
+  }
   return RunWorker(config, stop_descriptor, LoadModel);
 }
 

@@ -139,7 +139,7 @@ absl::Status WorkerSession::Dial() {
   wire::ConnectRequest hello;
   wire::Register* m = hello.mutable_register_();
   m->set_worker(absl::StrFormat("%s/%d", HostName(), getpid()));
-  m->set_device("cpu");
+  m->set_device(config_.device == "auto" ? "cpu" : config_.device);
   m->set_threads(static_cast<uint32_t>(config_.threads));
   m->set_memory_bytes(static_cast<uint64_t>(config_.memory_bytes));
   m->set_host(HostIdentity());
