@@ -18,7 +18,7 @@ absl::Status FromGrpc(const grpc::Status& status) {
 
 class GrpcApiClient : public ApiClient {
  public:
-  explicit GrpcApiClient(std::shared_ptr<grpc::Channel> channel)
+  explicit GrpcApiClient(const std::shared_ptr<grpc::Channel>& channel)
       : stub_(v1::LapidaryService::NewStub(channel)) {}
 
   absl::Status Generate(const v1::GenerateRequest& request,

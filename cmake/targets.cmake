@@ -6,6 +6,12 @@
 set(LAPIDARY_TSAN_ENVIRONMENT
   "TSAN_OPTIONS=ignore_noninstrumented_modules=1 suppressions=${CMAKE_SOURCE_DIR}/tests/support/tsan.supp")
 
+# Sanitizers make a test several times slower, and CI machines are shared.
+set(LAPIDARY_TIMEOUT_FACTOR 1)
+if(LAPIDARY_SANITIZE)
+  set(LAPIDARY_TIMEOUT_FACTOR 10)
+endif()
+
 function(lapidary_library)
   cmake_parse_arguments(ARG "" "NAME" "SRCS;DEPS" ${ARGN})
   if(ARG_SRCS)
@@ -32,6 +38,7 @@ function(lapidary_test)
   if(NOT ARG_TIMEOUT)
     set(ARG_TIMEOUT 120)
   endif()
+  math(EXPR ARG_TIMEOUT "${ARG_TIMEOUT} * ${LAPIDARY_TIMEOUT_FACTOR}")
   set_tests_properties(${ARG_NAME} PROPERTIES TIMEOUT ${ARG_TIMEOUT} LABELS "${ARG_LABELS}")
   if(LAPIDARY_SANITIZE STREQUAL "thread")
     set_tests_properties(${ARG_NAME} PROPERTIES ENVIRONMENT "${LAPIDARY_TSAN_ENVIRONMENT}")

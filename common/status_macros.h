@@ -13,9 +13,12 @@
 #define LAPIDARY_CONCAT_INNER(a, b) a##b
 #define LAPIDARY_CONCAT(a, b) LAPIDARY_CONCAT_INNER(a, b)
 
+// `target` may be a declaration, so it can not stand in parentheses.
+// NOLINTBEGIN(bugprone-macro-parentheses)
 #define ASSIGN_OR_RETURN(target, expression) \
   LAPIDARY_ASSIGN_OR_RETURN(LAPIDARY_CONCAT(_statusor_, __LINE__), target, expression)
 #define LAPIDARY_ASSIGN_OR_RETURN(statusor, target, expression) \
   auto statusor = (expression);                                 \
   if (!statusor.ok()) return statusor.status();                 \
   target = *std::move(statusor)
+// NOLINTEND(bugprone-macro-parentheses)
