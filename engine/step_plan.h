@@ -91,6 +91,7 @@ struct StepResult {
   std::vector<StepResultRow> rows;  // in the order of the plan's rows
   double forward_seconds = 0;
   double sample_seconds = 0;
+  double idle_seconds = 0;  // of the device, between the step before and this one
 };
 
 }  // namespace lapidary

@@ -59,6 +59,8 @@ class Backend {
 
   // -- A step. Copies the batch; INVALID_ARGUMENT when it contradicts itself or exceeds the limits.
   virtual absl::StatusOr<BatchRef> Upload(const HostBatch& batch) = 0;
+  // Where the ids of HostBatch::sampled_from are. They are read on the stream, before Embed.
+  virtual SampledIds sampled_ids() { return {}; }
 
   // The batch of the wanted tokens alone, and their rows of an activation moved to the front: after
   // the last layer that writes keys nobody needs the others. Exact, since rows are independent.

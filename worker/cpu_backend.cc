@@ -37,6 +37,8 @@ class CpuBackend final : public Backend {
              ThreadTeam& team)
       : options_(options), stream_(stream), team_(team), rows_(team, options.arithmetic) {
     limits_.max_tokens = options.max_step_tokens;
+    limits_.sampled_ids = 2 * options.max_step_tokens;
+    sampled_ids_.resize(limits_.sampled_ids);
     for (const LayerWeights& layer : geometry.layers) PlacePages(layer);
     ReserveScratch(geometry);
   }
@@ -95,8 +97,14 @@ class CpuBackend final : public Backend {
   // -- A step.
   absl::StatusOr<BatchRef> Upload(const HostBatch& host) override {
     ASSIGN_OR_RETURN(std::shared_ptr<CpuBatch> batch, MakeCpuBatch(host, limits_));
-    Enqueue([this, batch] { batch->FillRotations(team_, ropes_); });
+    Enqueue([this, batch] {
+      batch->TakeSampled(sampled_ids_);
+      batch->FillRotations(team_, ropes_);
+    });
     return BatchRef(std::move(batch));
+  }
+  SampledIds sampled_ids() override {
+    return {sampled_ids_.data(), static_cast<int32_t>(sampled_ids_.size() / 2)};
   }
 
   BatchRef KeepWanted(const BatchRef& ref) override {
@@ -543,6 +551,7 @@ class CpuBackend final : public Backend {
   // Activations and scratch: touched on the stream alone.
   std::vector<HugeBuffer> activations_;
   int64_t workspace_bytes_ = 0;
+  std::vector<TokenId> sampled_ids_;  // see SampledIds
   CpuRows rows_;
   std::vector<float> normed_;    // [T, M]
   std::vector<float> mlp_;       // [T, 2 width]

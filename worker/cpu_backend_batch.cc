@@ -38,6 +38,15 @@ absl::Status CheckShape(const HostBatch& host, const BatchLimits& limits) {
                           host.positions[end - 1]));
     }
   }
+  if (!host.sampled_from.empty() && std::ssize(host.sampled_from) != tokens) {
+    return absl::InvalidArgumentError(
+        absl::StrFormat("a batch of %d tokens with %d sources", tokens, host.sampled_from.size()));
+  }
+  for (const int32_t from : host.sampled_from) {
+    if (from < limits.sampled_ids) continue;
+    return absl::InvalidArgumentError(
+        absl::StrFormat("a token is sampled id %d of %d", from, limits.sampled_ids));
+  }
   int32_t last = -1;
   for (const int32_t index : host.logits_index) {
     if (index <= last || index >= tokens) {
@@ -96,6 +105,12 @@ int RopeSet::Add(const LayerSpec& layer) {
   return static_cast<int>(entries_.size()) - 1;
 }
 
+void CpuBatch::TakeSampled(const std::vector<TokenId>& ids) {
+  for (size_t t = 0; t < sampled_from.size(); ++t) {
+    if (sampled_from[t] >= 0) token_ids[t] = ids[sampled_from[t]];
+  }
+}
+
 void CpuBatch::FillRotations(ThreadTeam& team, const RopeSet& ropes) {
   const auto fill = [&](int64_t begin, int64_t end) {
     for (size_t r = 0; r < cos_sin.size(); ++r) {
@@ -127,7 +142,6 @@ std::shared_ptr<CpuBatch> WantedPart(const std::shared_ptr<const CpuBatch>& whol
   int32_t previous = -2;
   for (int32_t i = 0; i < static_cast<int32_t>(whole->wanted); ++i) {
     const int32_t token = whole->wanted_tokens[i], sequence = whole->sequence_of[token];
-    part->token_ids.push_back(whole->token_ids[token]);
     part->positions.push_back(whole->positions[token]);
     part->wanted_tokens.push_back(i);
     const bool follows = token == previous + 1 && whole->sequence_of[previous] == sequence;
@@ -154,6 +168,7 @@ absl::StatusOr<std::shared_ptr<CpuBatch>> MakeCpuBatch(const HostBatch& host,
   batch->tokens = static_cast<int64_t>(host.token_ids.size());
   batch->wanted = static_cast<int64_t>(host.logits_index.size());
   batch->token_ids = host.token_ids;
+  batch->sampled_from = host.sampled_from;
   batch->positions = host.positions;
   batch->wanted_tokens = host.logits_index;
   const auto sequences = static_cast<int64_t>(host.context_len.size());

@@ -31,7 +31,8 @@ class RopeSet {
 };
 
 struct CpuBatch final : DeviceBatch {
-  std::vector<TokenId> token_ids;      // [T]
+  std::vector<TokenId> token_ids;      // [T]; not in a WantedPart, which nobody embeds
+  std::vector<int32_t> sampled_from;   // [T] or empty, see HostBatch
   std::vector<int32_t> positions;      // [T]
   std::vector<int32_t> sequence_of;    // [T]
   std::vector<int32_t> wanted_tokens;  // [wanted]
@@ -46,11 +47,14 @@ struct CpuBatch final : DeviceBatch {
     return s.pages[positions[token] / kPageTokens];
   }
 
+  // Puts the ids that earlier steps sampled into their places. On the stream.
+  void TakeSampled(const std::vector<TokenId>& ids);
   void FillRotations(ThreadTeam& team, const RopeSet& ropes);
 };
 
 struct BatchLimits {
   int64_t max_tokens = 0;
+  int64_t sampled_ids = 0;                      // there are
   std::array<int32_t, kKvFamilies> pages = {};  // in the pools
   std::array<int, kKvFamilies> windows = {};    // largest of the family's layers; 0: all keys
   std::array<bool, kKvFamilies> used = {};      // the model has owning layers of the family

@@ -34,12 +34,19 @@ class CpuStream final : public Stream {
 
   absl::Status Synchronize() override ABSL_LOCKS_EXCLUDED(mu_) {
     absl::MutexLock lock(&mu_);
-    const Goal goal{this, enqueued_};
-    mu_.Await(absl::Condition(
-        +[](const Goal* g)
-             ABSL_NO_THREAD_SAFETY_ANALYSIS { return g->stream->finished_ >= g->count; },
-        &goal));
+    AwaitFinished(enqueued_);
     return std::exchange(error_, absl::OkStatus());
+  }
+
+  uint64_t Record() override ABSL_LOCKS_EXCLUDED(mu_) {
+    absl::MutexLock lock(&mu_);
+    return enqueued_;
+  }
+
+  absl::Status Wait(uint64_t mark) override ABSL_LOCKS_EXCLUDED(mu_) {
+    absl::MutexLock lock(&mu_);
+    AwaitFinished(mark);
+    return error_at_ <= mark ? error_ : absl::OkStatus();
   }
 
  private:
@@ -47,6 +54,14 @@ class CpuStream final : public Stream {
     const CpuStream* stream;
     uint64_t count;
   };
+
+  void AwaitFinished(uint64_t count) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) {
+    const Goal goal{this, count};
+    mu_.Await(absl::Condition(
+        +[](const Goal* g)
+             ABSL_NO_THREAD_SAFETY_ANALYSIS { return g->stream->finished_ >= g->count; },
+        &goal));
+  }
 
   bool HasWork() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) { return !queue_.empty() || closing_; }
 
@@ -67,7 +82,10 @@ class CpuStream final : public Stream {
         fn = nullptr;  // what it holds is released before anyone hears that it has run
         absl::MutexLock lock(&mu_);
         ++finished_;
-        if (!status.ok() && error_.ok()) error_ = std::move(status);
+        if (!status.ok() && error_.ok()) {
+          error_ = std::move(status);
+          error_at_ = finished_;
+        }
         // Synchronize() may have taken the error: what was enqueued after it runs again.
         skip = !error_.ok();
       }
@@ -78,7 +96,8 @@ class CpuStream final : public Stream {
   std::deque<std::function<absl::Status()>> queue_ ABSL_GUARDED_BY(mu_);  // oldest first
   uint64_t enqueued_ ABSL_GUARDED_BY(mu_) = 0;
   uint64_t finished_ ABSL_GUARDED_BY(mu_) = 0;
-  absl::Status error_ ABSL_GUARDED_BY(mu_);  // the first since Synchronize()
+  absl::Status error_ ABSL_GUARDED_BY(mu_);     // the first since Synchronize()
+  uint64_t error_at_ ABSL_GUARDED_BY(mu_) = 0;  // the work that failed, counted from 1
   bool closing_ ABSL_GUARDED_BY(mu_) = false;
   std::thread thread_;  // last: starts when everything else exists
 };

@@ -87,6 +87,7 @@ class CpuModelRunner final : public ModelRunner {
   LogitsView logits() const override { return forward_->logits(); }
   void EnqueueLogits(int64_t first_row) override { forward_->EnqueueLogits(first_row); }
   Stream& stream() override { return *stream_; }
+  SampledIds sampled_ids() override { return backend_->sampled_ids(); }
   ThreadTeam& team() override { return *team_; }
   const std::string& resolved_arith() const override { return arith_; }
   void set_probe(Probe probe) override { forward_->set_probe(std::move(probe)); }

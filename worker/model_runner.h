@@ -43,6 +43,18 @@ struct HostBatch {
   // window may be stale and are not read.
   std::array<std::vector<const std::vector<PageId>*>, kKvFamilies> page_tables;
   std::vector<int32_t> logits_index;  // [L] tokens whose logits are wanted, ascending
+  // [T], or empty when all ids are known. >= 0: the id is that element of
+  // ModelRunner::sampled_ids() as the stream finds it (an earlier step samples it), and token_ids
+  // holds nothing.
+  std::vector<int32_t> sampled_from;
+};
+
+// Device memory for what steps sample, so that the next step can begin with it while the host knows
+// nothing yet. Steps take turns with its two halves: a half is written again by the step after the
+// next, behind whoever reads it.
+struct SampledIds {
+  TokenId* data = nullptr;  // [2 * rows]
+  int32_t rows = 0;         // of a step: at most one per token
 };
 
 // Logits of the last Forward: [L, stride] fp32, this rank's vocabulary shard, soft-capped. Device
@@ -76,6 +88,9 @@ class ModelRunner {
   // this enqueues the next slice, from wanted row `first_row` on; logits() then holds it.
   virtual void EnqueueLogits(int64_t first_row) = 0;
   virtual Stream& stream() = 0;
+  // Written by the sampler, read by Forward, on the stream alone. Without data: every id of a batch
+  // must be known.
+  virtual SampledIds sampled_ids() { return {}; }
   // CPU: the rank's threads. To be used from work on stream() alone (the sampler's).
   virtual ThreadTeam& team() = 0;
   virtual const std::string& resolved_arith() const = 0;

@@ -258,6 +258,10 @@ void SampleStep::Finish() {
       out.sampled.logprob = drawn.raw;
     }
     if (row.ask.samples && out.sampled.id < 0) out.sampled.id = 0;  // nothing is above -inf
+    if (row.ask.samples && row.ask.id_out != nullptr) *row.ask.id_out = out.sampled.id;
+    if (row.ask.samples && row.ask.counted_in != nullptr) {
+      ++row.ask.counted_in->output[out.sampled.id];
+    }
     Score(row, &out);
   }
 }

@@ -36,6 +36,10 @@ struct SampleRow {
   bool samples = false;                    // choose the token at `position`
   const SamplingParams* params = nullptr;  // outlives the step
   const TokenCounts* counts = nullptr;     // state before the token; outlives the step
+  // What the stream leaves for the next step, before the host knows the token. Neither needs to be
+  // there; both outlive the step.
+  TokenCounts* counted_in = nullptr;  // the sampled token is added to the output
+  TokenId* id_out = nullptr;          // device memory: it is put there
   uint32_t choice = 0;
   int32_t position = 0;       // absolute position of the token this row predicts
   int32_t generated = 0;      // tokens generated before it (min_tokens)

@@ -1,6 +1,7 @@
 // A device queue: work runs in the order enqueued, asynchronously to the caller. The CPU's is a
 // real queue with its own thread; CUDA's is a cudaStream_t.
 #pragma once
+#include <cstdint>
 #include <functional>
 #include <memory>
 
@@ -16,6 +17,12 @@ class Stream {
   virtual void Enqueue(std::function<absl::Status()> fn) = 0;
   // Waits until all work enqueued so far has run; the first error since the last call.
   virtual absl::Status Synchronize() = 0;
+
+  // A mark behind all that has been enqueued so far (an event).
+  virtual uint64_t Record() { return 0; }
+  // Waits until the stream has passed the mark, whatever has been enqueued behind it; the first
+  // error before the mark since the last Synchronize(). The error stays, for Synchronize() to take.
+  virtual absl::Status Wait([[maybe_unused]] uint64_t mark) { return Synchronize(); }
 };
 
 std::unique_ptr<Stream> CreateCpuStream();

@@ -2,6 +2,7 @@
 #include <thread>
 #include <vector>
 
+#include "absl/synchronization/notification.h"
 #include "gtest/gtest.h"
 #include "worker/stream.h"
 
@@ -43,6 +44,45 @@ TEST(CpuStreamTest, AnErrorSkipsWhatFollowsUntilItIsRead) {
   });
   EXPECT_TRUE(stream->Synchronize().ok());
   EXPECT_TRUE(ran);
+}
+
+// A mark is passed while what stands behind it has not even begun.
+TEST(CpuStreamTest, AMarkIsPassedBeforeWhatFollows) {
+  auto stream = CreateCpuStream();
+  absl::Notification go;
+  bool first = false;
+  stream->Enqueue([&] {
+    first = true;
+    return absl::OkStatus();
+  });
+  const uint64_t mark = stream->Record();
+  stream->Enqueue([&] {
+    go.WaitForNotification();
+    return absl::OkStatus();
+  });
+  EXPECT_TRUE(stream->Wait(mark).ok());
+  EXPECT_TRUE(first);
+  go.Notify();
+  EXPECT_TRUE(stream->Synchronize().ok());
+}
+
+TEST(CpuStreamTest, AnErrorBelongsToTheMarksBehindIt) {
+  auto stream = CreateCpuStream();
+  const uint64_t before = stream->Record();
+  stream->Enqueue([] { return absl::InternalError("failed"); });
+  const uint64_t after = stream->Record();
+  bool ran = false;
+  stream->Enqueue([&] {
+    ran = true;
+    return absl::OkStatus();
+  });
+  const uint64_t last = stream->Record();
+  EXPECT_EQ(stream->Wait(last).message(), "failed");
+  EXPECT_EQ(stream->Wait(after).message(), "failed");
+  EXPECT_TRUE(stream->Wait(before).ok());
+  EXPECT_EQ(stream->Synchronize().message(), "failed") << "waiting does not take the error";
+  EXPECT_FALSE(ran);
+  EXPECT_TRUE(stream->Wait(last).ok());
 }
 
 TEST(CpuStreamTest, TheDestructorFinishesTheQueue) {

@@ -178,6 +178,8 @@ TEST(Executor, ContradictionsAreErrorsNotCrashes) {
       {"1 pages for 20", [](StepPlan& p) { p.rows[0].pages_added[1].pop_back(); }},
       {"token 97 of", [](StepPlan& p) { p.added[0].tokens[3] = 97; }},
       {"a prompt of 21", [](StepPlan& p) { p.added[0].prompt_len = 21; }},
+      {"prefix of 21", [](StepPlan& p) { p.added[0].cached_len = 21; }},
+      {"8 of them cached", [](StepPlan& p) { p.added[0].cached_len = 8; }},
   };
   for (const Case& c : cases) {
     auto comms = CreateInprocCommunicators(1);
@@ -198,9 +200,10 @@ class RecordingSampler final : public Sampler {
               std::vector<SampledRow>* out) override {
     for (const SampleRow& row : sample_rows) counts.push_back(*row.counts);
     rows.insert(rows.end(), sample_rows.begin(), sample_rows.end());
-    stream.Enqueue([out, n = sample_rows.size()] {
-      out->assign(n, SampledRow{});
+    stream.Enqueue([out, sample_rows] {
+      out->assign(sample_rows.size(), SampledRow{});
       for (SampledRow& row : *out) row.sampled.id = 5, row.scored.id = -1;
+      for (const SampleRow& row : sample_rows) ++row.counted_in->output[5];
       return absl::OkStatus();
     });
   }
@@ -248,6 +251,37 @@ TEST(Executor, SamplerIsToldCountsAndPositions) {
   EXPECT_EQ(sampler.rows[1].generated, 3);
   EXPECT_THAT(sampler.counts[1].output,
               testing::UnorderedElementsAre(testing::Pair(5, 2), testing::Pair(6, 1)));
+}
+
+// A second sequence begins behind a prefix that the first one left in the pages. The sliding entry
+// behind the window is page 0, which holds something else.
+TEST(Executor, ACachedPrefixIsNotComputedAgain) {
+  auto comms = CreateInprocCommunicators(1);
+  Rank rank(*comms[0]);
+  const std::vector<TokenId> prefix = Prompt(1, 48);
+  StepPlan first = OneChunk(prefix, 48);
+  for (int f = 0; f < kKvFamilies; ++f) {
+    for (int i = 0; i < 3; ++i) first.rows[0].pages_added[f][i] = PageId{i + 4};
+  }
+  ASSERT_TRUE(rank.executor.Execute(first).ok());
+
+  std::vector<TokenId> prompt = prefix;
+  for (TokenId i = 0; i < 10; ++i) prompt.push_back(90 - i);
+  StepPlan second = OneChunk(prompt, 58);
+  second.step = 2;
+  second.added[0].id = second.rows[0].seq = RequestId{8};
+  second.added[0].cached_len = second.rows[0].start = 48;
+  second.rows[0].len = 10;
+  second.rows[0].pages_added[0] = {PageId{0}, PageId{5}, PageId{6}, PageId{9}};
+  second.rows[0].pages_added[1] = {PageId{4}, PageId{5}, PageId{6}, PageId{9}};
+  const absl::StatusOr<StepResult> result = rank.executor.Execute(second);
+  ASSERT_TRUE(result.ok()) << result.status();
+  EXPECT_EQ(result->rows[0].sampled[0].id, FakeReference::Next(prompt));
+
+  StepPlan third = second;
+  third.finished = {RequestId{8}};
+  third.rows[0].start = 47;  // not where the cached prefix ends
+  EXPECT_THAT(rank.executor.Submit(third).message(), HasSubstr("48 of them cached"));
 }
 
 TEST(Executor, AbortedCollectiveIsReported) {

@@ -5,7 +5,7 @@
 #pragma once
 #include <algorithm>
 #include <array>
-#include <bit>
+#include <atomic>
 #include <cstdint>
 #include <memory>
 #include <string>
@@ -65,8 +65,9 @@ class FakeModelRunner final : public ModelRunner {
       : comm_(comm),
         shard_(SplitUnits(comm.size(), comm.rank().value)),
         max_logits_rows_(max_logits_rows),
-        stream_(CreateCpuStream()),
-        team_(ThreadTeamStub()) {
+        logits_(max_logits_rows * kFakeVocab),
+        team_(ThreadTeamStub()),
+        stream_(CreateCpuStream()) {
     (void)AllocateKv(pages);
   }
 
@@ -79,46 +80,31 @@ class FakeModelRunner final : public ModelRunner {
   }
 
   absl::Status Forward(const HostBatch& batch) override {
-    hashes_.clear();
-    std::vector<uint32_t> all;
-    for (size_t b = 0; b + 1 < batch.seq_begin.size(); ++b) {
-      for (int32_t t = batch.seq_begin[b]; t < batch.seq_begin[b + 1]; ++t) {
-        const int32_t p = batch.positions[t];
-        uint32_t hash = 0;
-        for (int f = 0; f < kKvFamilies; ++f) {
-          const std::vector<PageId>& table = *batch.page_tables[f][b];
-          At(f, table, p) = Entry{batch.token_ids[t], p};
-          uint32_t h = 17;
-          for (int32_t q = f == 0 ? std::max(0, p + 1 - kFakeWindow) : 0; q <= p; ++q) {
-            const Entry& e = At(f, table, q);
-            h = FakeReference::Mix(h, static_cast<uint32_t>(e.token * 131 + e.position));
-          }
-          hash ^= h;
-        }
-        all.push_back(hash);
+    auto work = std::make_shared<Work>();
+    work->batch = batch;
+    for (int f = 0; f < kKvFamilies; ++f) {
+      for (const std::vector<PageId>* table : batch.page_tables[f]) {
+        work->tables[f].push_back(*table);
       }
     }
-    for (const int32_t index : batch.logits_index) hashes_.push_back(all[index]);
-    // Each rank knows one share of every hash; only their sum is whole. 16-bit halves: exact.
-    partial_.clear();
-    for (const uint32_t h : hashes_) {
-      for (const uint32_t half : {h & 0xffff, h >> 16}) {
-        const bool mine = (half % comm_.size()) == static_cast<uint32_t>(comm_.rank().value);
-        partial_.push_back(mine ? static_cast<float>(half) : 0.0f);
-      }
-    }
-    comm_.AllReduceSum(partial_.data(), std::ssize(partial_), *stream_);
+    work->partial.resize(2 * batch.logits_index.size());
+    wanted_ = std::ssize(batch.logits_index);
+    work_ = work;
+    const bool fails = ++forwards == failing_forward;
+    stream_->Enqueue([this, work, fails] {
+      if (fails) return absl::UnavailableError("the device is gone");
+      Compute(*work);
+      return absl::OkStatus();
+    });
+    comm_.AllReduceSum(work->partial.data(), std::ssize(work->partial), *stream_);
     EnqueueLogits(0);
-    ++forwards;
     return absl::OkStatus();
   }
   void EnqueueLogits(int64_t first_row) override {
-    rows_ = std::min<int64_t>(max_logits_rows_, std::ssize(hashes_) - first_row);
-    logits_.resize(max_logits_rows_ * kFakeVocab);
-    const int64_t rows = rows_;
-    stream_->Enqueue([this, first_row, rows] {
+    rows_ = std::min<int64_t>(max_logits_rows_, wanted_ - first_row);
+    stream_->Enqueue([this, first_row, rows = rows_, work = work_] {
       for (int64_t r = 0; r < rows; ++r) {
-        const float* halves = partial_.data() + 2 * (first_row + r);
+        const float* halves = work->partial.data() + 2 * (first_row + r);
         const uint32_t hash = static_cast<uint32_t>(halves[0]) | static_cast<uint32_t>(halves[1])
                                                                      << 16;
         for (int64_t v = 0; v < shard_.size(); ++v) {
@@ -132,14 +118,25 @@ class FakeModelRunner final : public ModelRunner {
   LogitsView logits() const override {
     return LogitsView{const_cast<float*>(logits_.data()), rows_, kFakeVocab, shard_};
   }
+  SampledIds sampled_ids() override {
+    return {sampled_ids_.data(), static_cast<int32_t>(sampled_ids_.size() / 2)};
+  }
   Stream& stream() override { return *stream_; }
   ThreadTeam& team() override { return *team_; }
   const std::string& resolved_arith() const override { return arith_; }
   void set_probe(Probe) override {}
 
-  int forwards = 0;
+  int forwards = 0;         // enqueued
+  int failing_forward = 0;  // the one that fails on the stream, counted from 1
+  std::atomic<int> computed = 0;
 
  private:
+  // A forward pass; alive while the stream may read it.
+  struct Work {
+    HostBatch batch;  // without page tables
+    std::array<std::vector<std::vector<PageId>>, kKvFamilies> tables;
+    std::vector<float> partial;  // [wanted, 2], summed over the ranks
+  };
   struct Entry {
     TokenId token = -1;
     int32_t position = -1;
@@ -158,17 +155,54 @@ class FakeModelRunner final : public ModelRunner {
     return kv_[family].at(page * kPageTokens + position % kPageTokens);
   }
 
+  void Compute(Work& work) {
+    const HostBatch& batch = work.batch;
+    std::vector<uint32_t> all;
+    for (size_t b = 0; b + 1 < batch.seq_begin.size(); ++b) {
+      for (int32_t t = batch.seq_begin[b]; t < batch.seq_begin[b + 1]; ++t) {
+        const int32_t p = batch.positions[t];
+        const int32_t from = batch.sampled_from.empty() ? -1 : batch.sampled_from[t];
+        const TokenId token = from < 0 ? batch.token_ids[t] : sampled_ids_.at(from);
+        uint32_t hash = 0;
+        for (int f = 0; f < kKvFamilies; ++f) {
+          const std::vector<PageId>& table = work.tables[f][b];
+          At(f, table, p) = Entry{token, p};
+          uint32_t h = 17;
+          for (int32_t q = f == 0 ? std::max(0, p + 1 - kFakeWindow) : 0; q <= p; ++q) {
+            const Entry& e = At(f, table, q);
+            h = FakeReference::Mix(h, static_cast<uint32_t>(e.token * 131 + e.position));
+          }
+          hash ^= h;
+        }
+        all.push_back(hash);
+      }
+    }
+    // Each rank knows one share of every hash; only their sum is whole. 16-bit halves: exact.
+    size_t i = 0;
+    for (const int32_t index : batch.logits_index) {
+      for (const uint32_t half : {all[index] & 0xffff, all[index] >> 16}) {
+        const bool mine = (half % comm_.size()) == static_cast<uint32_t>(comm_.rank().value);
+        work.partial[i++] = mine ? static_cast<float>(half) : 0.0f;
+      }
+    }
+    ++computed;
+  }
+
   Communicator& comm_;
   const Range shard_;
   const int max_logits_rows_;
   const std::string arith_ = "fake";
+  // Touched on the stream alone.
   std::array<std::vector<Entry>, kKvFamilies> kv_;
-  std::vector<uint32_t> hashes_;
-  std::vector<float> partial_;  // [rows, 2], summed over ranks on the stream
   std::vector<float> logits_;
+  std::vector<TokenId> sampled_ids_ = std::vector<TokenId>(2 * 64, -1);
+
+  // Of the last Forward.
+  std::shared_ptr<Work> work_;
+  int64_t wanted_ = 0;
   int64_t rows_ = 0;
-  std::unique_ptr<Stream> stream_;
   std::unique_ptr<ThreadTeam> team_;
+  std::unique_ptr<Stream> stream_;  // destroyed first: its thread uses the rest
 };
 
 // Greedy over all ranks' shards; a token's "logprob" is its logit.
@@ -211,6 +245,7 @@ class FakeSampler final : public Sampler {
         row.sampled.logprob = best.logit;
         row.scored.id = work->rows[i].scored_token;
         row.scored.logprob = best.scored;
+        if (work->rows[i].id_out != nullptr) *work->rows[i].id_out = row.sampled.id;
         out->push_back(row);
       }
       return absl::OkStatus();
