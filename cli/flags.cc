@@ -1,5 +1,6 @@
 #include <CLI/CLI.hpp>
 #include <cstdio>
+#include <cstdlib>
 
 #include "cli/options.h"
 
@@ -49,6 +50,26 @@ CLI::Option* AddBytes(CLI::App* app, const std::string& name, int64_t& target,
       ->type_name("BYTES");
 }
 
+// "NAME=WEIGHT", repeated; the name may be empty and hold '='.
+void AddTenantWeights(CLI::App* app, std::map<std::string, double>& target) {
+  app->add_option_function<std::vector<std::string>>(
+         "--tenant-weight",
+         [&target](const std::vector<std::string>& pairs) {
+           for (const std::string& pair : pairs) {
+             const size_t equals = pair.rfind('=');
+             char* end = nullptr;
+             const char* number = equals == std::string::npos ? "" : pair.c_str() + equals + 1;
+             const double weight = std::strtod(number, &end);
+             if (end == number || *end != '\0' || !(weight > 0)) {
+               throw CLI::ValidationError("not NAME=WEIGHT with a weight above 0: " + pair);
+             }
+             target[pair.substr(0, equals)] = weight;
+           }
+         },
+         "A tenant's share of a busy server, as NAME=WEIGHT (default 1); may be repeated")
+      ->allow_extra_args(false);
+}
+
 void AddEngine(CLI::App* app, EngineFlags& f, bool model_required) {
   auto* model = app->add_option("MODEL", f.model_path, "Hugging Face directory or GGUF file");
   if (model_required) model->required();
@@ -68,7 +89,24 @@ void AddEngine(CLI::App* app, EngineFlags& f, bool model_required) {
       ->check(CLI::Range(1, 65536));
   app->add_option("--max-queued", f.max_queued, "Waiting requests before new ones are refused")
       ->check(CLI::Range(1, 1 << 20));
+  app->add_option("--max-queued-tokens", f.max_queued_tokens,
+                  "Tokens of waiting requests before new ones are refused; 0: not limited")
+      ->check(CLI::Range(int64_t{0}, int64_t{1} << 40));
   AddBytes(app, "--kv-memory", f.kv_bytes, "Memory of each rank for the KV cache (default 1GiB)");
+  app->add_option("--kv-format", f.kv_format,
+                  "Pages of global layers whose keys are their values; auto is the device's best")
+      ->check(CLI::IsMember({"auto", "split", "folded", "single"}));
+  app->add_option("--kv-type", f.kv_type, "Numbers in the KV pages; auto: those of --compute")
+      ->check(CLI::IsMember({"auto", "int8"}));
+  app->add_flag("--prefix-cache,!--no-prefix-cache", f.prefix_cache,
+                "Keep computed prompt prefixes for later requests");
+  app->add_option("--max-in-flight", f.max_in_flight,
+                  "Steps planned before the first is done; 0: the worker's default")
+      ->check(CLI::Range(0, 2));
+  app->add_option("--step-time-target", f.step_time_target_ms,
+                  "Milliseconds: prompts are cut so that steps stay below; 0: by tokens alone")
+      ->check(CLI::Range(0.0, 1e6));
+  AddTenantWeights(app, f.tenant_weights);
 }
 
 void AddListen(CLI::App* app, ListenFlags& f) {
@@ -142,6 +180,14 @@ void AddSampling(CLI::App* app, GenerateFlags& f) {
   app->add_flag("--keep-special", f.keep_special, "Show control tokens in the text");
 }
 
+void AddService(CLI::App* app, GenerateFlags& f) {
+  app->add_option("--priority", f.priority, "Interactive requests are computed before batch ones")
+      ->check(CLI::IsMember({"interactive", "batch"}));
+  app->add_option("--tenant", f.tenant, "Whose share of a busy server is used");
+  app->add_option("--cache-salt", f.cache_salt,
+                  "Share computed prefixes only with requests of the same tenant and salt");
+}
+
 void AddGenerate(CLI::App* app, GenerateFlags& f) {
   AddServe(app, f.local, /*model_required=*/false);
   app->add_option("--server", f.server, "Ask a running server, HOST:PORT");
@@ -162,6 +208,7 @@ void AddGenerate(CLI::App* app, GenerateFlags& f) {
   app->add_flag("--thinking", f.thinking, "Let the model think first (Gemma 4), with --chat");
   app->add_option("--n", f.n, "Independent answers")->check(CLI::Range(1, 64));
   AddSampling(app, f);
+  AddService(app, f);
   AddOptional(app, "--logprobs", f.logprobs, "Log-probabilities; k also lists the k best tokens");
   AddOptional(app, "--prompt-logprobs", f.prompt_logprobs, "The same for the prompt");
   app->add_flag("--json", f.json, "Print one JSON object and nothing else");
@@ -236,6 +283,7 @@ void AddCommands(CLI::App& app, CommandLine& line) {
   chat->add_option("--system", c.system, "System message");
   chat->add_flag("--thinking", c.thinking, "Let the model think first (Gemma 4)");
   AddSampling(chat, c);
+  AddService(chat, c);
   chat->footer(
       "Examples:\n  lapidary chat ./gemma-3-1b-it\n"
       "  lapidary chat --server 127.0.0.1:50051 --system 'Be brief.'\n"

@@ -30,6 +30,9 @@ v1::GenerateRequest BuildOptions(const GenerateFlags& flags) {
   v1::GenerateRequest request;
   request.set_model(flags.model);
   request.set_n(flags.n);
+  if (flags.priority == "batch") request.set_priority(v1::PRIORITY_BATCH);
+  request.set_tenant(flags.tenant);
+  request.set_cache_salt(flags.cache_salt);
   v1::SamplingOptions& s = *request.mutable_sampling();
   if (flags.temperature) s.set_temperature(*flags.temperature);
   if (flags.top_k) s.set_top_k(*flags.top_k);

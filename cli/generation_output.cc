@@ -102,7 +102,8 @@ std::string GenerationCollector::ToJson(bool with_logprobs, bool with_prompt_log
   out["finish_reason"] = choices_[0].finish_reason;
   out["usage"] = {{"prompt_tokens", usage_.prompt_tokens()},
                   {"completion_tokens", usage_.completion_tokens()},
-                  {"total_tokens", usage_.total_tokens()}};
+                  {"total_tokens", usage_.total_tokens()},
+                  {"cached_prompt_tokens", usage_.cached_prompt_tokens()}};
   out["request_id"] = request_id_;
   if (choices_.size() > 1) {
     Json all = Json::array();

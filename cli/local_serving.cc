@@ -35,8 +35,19 @@ std::vector<std::string> CoordinatorArgs(const ServeFlags& flags) {
                                    absl::StrCat(e.max_step_tokens),
                                    "--max-queued",
                                    absl::StrCat(e.max_queued),
+                                   "--max-queued-tokens",
+                                   absl::StrCat(e.max_queued_tokens),
                                    "--kv-memory",
                                    absl::StrCat(e.kv_bytes),
+                                   "--kv-format",
+                                   e.kv_format,
+                                   "--kv-type",
+                                   e.kv_type,
+                                   e.prefix_cache ? "--prefix-cache" : "--no-prefix-cache",
+                                   "--max-in-flight",
+                                   absl::StrCat(e.max_in_flight),
+                                   "--step-time-target",
+                                   absl::StrCat(e.step_time_target_ms),
                                    "--host",
                                    l.host,
                                    "--port",
@@ -51,6 +62,9 @@ std::vector<std::string> CoordinatorArgs(const ServeFlags& flags) {
                                    absl::StrCat(flags.drain_timeout_s)};
   if (!e.served_model_name.empty()) {
     args.insert(args.end(), {"--served-model-name", e.served_model_name});
+  }
+  for (const auto& [name, weight] : e.tenant_weights) {
+    args.insert(args.end(), {"--tenant-weight", absl::StrCat(name, "=", weight)});
   }
   if (l.insecure) args.push_back("--insecure");
   if (!l.reflection) args.push_back("--no-reflection");

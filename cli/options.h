@@ -24,7 +24,14 @@ struct EngineFlags {
   int max_running = 64;           // sequences in a step, 1 to 4096
   int max_step_tokens = 512;      // token budget of a step, at least max_running
   int max_queued = 4096;
+  int64_t max_queued_tokens = 0;        // of those that wait; 0: not limited
   int64_t kv_bytes = int64_t{1} << 30;  // per rank
+  std::string kv_format = "auto";       // auto, split, folded, single
+  std::string kv_type = "auto";         // auto, int8
+  bool prefix_cache = true;
+  int max_in_flight = 0;           // steps submitted and not completed, 1 or 2; 0: the worker's
+  double step_time_target_ms = 0;  // prompt chunks are cut for it; 0: by max_step_tokens alone
+  std::map<std::string, double> tenant_weights;  // 1 for those not named
 };
 
 struct ListenFlags {
@@ -93,6 +100,8 @@ struct GenerateFlags {
   std::vector<std::string> stop;
   std::vector<uint32_t> stop_token_ids;
   bool ignore_eos = false;
+  std::string priority = "interactive";  // interactive, batch
+  std::string tenant, cache_salt;
   std::optional<uint32_t> logprobs, prompt_logprobs;
   bool keep_special = false;
   bool json = false;

@@ -35,7 +35,14 @@ CoordinatorConfig ToConfig(const CoordinatorFlags& flags) {
   config.max_running = flags.engine.max_running;
   config.max_step_tokens = flags.engine.max_step_tokens;
   config.max_queued = flags.engine.max_queued;
+  config.max_queued_tokens = flags.engine.max_queued_tokens;
   config.kv_bytes = flags.engine.kv_bytes;
+  config.kv_format = flags.engine.kv_format;
+  config.kv_type = flags.engine.kv_type;
+  config.prefix_cache = flags.engine.prefix_cache;
+  config.max_in_flight = flags.engine.max_in_flight;
+  config.step_time_target = absl::Milliseconds(flags.engine.step_time_target_ms);
+  config.tenant_weights = flags.engine.tenant_weights;
   config.worker_connect_timeout = absl::Seconds(flags.worker_connect_timeout_s);
   config.drain_timeout = absl::Seconds(flags.drain_timeout_s);
   config.slow_reader_bytes = flags.listen.slow_reader_bytes;

@@ -28,6 +28,11 @@ void CheckPositive(Violations* out, const char* field, float value, float high) 
   Add(out, field, absl::StrFormat("%g is not above 0 and at most %g", value, high));
 }
 
+void CheckLength(Violations* out, const char* field, const std::string& text, size_t limit) {
+  if (text.size() <= limit) return;
+  Add(out, field, absl::StrFormat("%d bytes, the limit is %d", text.size(), limit));
+}
+
 void CheckToken(Violations* out, const std::string& field, uint32_t id, int64_t vocab) {
   if (id < vocab) return;
   Add(out, field, absl::StrFormat("token id %d is not below the vocabulary's %d", id, vocab));
@@ -167,6 +172,13 @@ absl::StatusOr<std::vector<TokenId>> EncodeInput(const ServedModel& model,
   return ids;
 }
 
+// Two requests share prefixes only when tenant and salt are the same; the length in front keeps
+// ("ab", "c") and ("a", "bc") apart.
+std::string CacheKey(const v1::GenerateRequest& request) {
+  return absl::StrFormat("%d:%s%s", request.tenant().size(), request.tenant(),
+                         request.cache_salt());
+}
+
 const char* InputField(const v1::GenerateRequest& request) {
   switch (request.input_case()) {
     case v1::GenerateRequest::kTokenIds:
@@ -256,11 +268,9 @@ absl::StatusOr<AdmittedRequest> Admission::Admit(const v1::GenerateRequest& requ
   if (request.n() > kMaxChoices) {
     Add(&bad, "n", absl::StrFormat("%d is above the limit of %d", request.n(), kMaxChoices));
   }
-  if (request.request_id().size() > kMaxRequestIdBytes) {
-    Add(&bad, "request_id",
-        absl::StrFormat("%d bytes, the limit is %d", request.request_id().size(),
-                        kMaxRequestIdBytes));
-  }
+  CheckLength(&bad, "request_id", request.request_id(), kMaxRequestIdBytes);
+  CheckLength(&bad, "tenant", request.tenant(), kMaxTenantBytes);
+  CheckLength(&bad, "cache_salt", request.cache_salt(), kMaxCacheSaltBytes);
   if (!v1::Priority_IsValid(request.priority())) {
     Add(&bad, "priority",
         absl::StrFormat("%d is not a known priority", static_cast<int>(request.priority())));
@@ -288,6 +298,8 @@ absl::StatusOr<AdmittedRequest> Admission::Admit(const v1::GenerateRequest& requ
   submit.mutable_prompt()->Assign(prompt.begin(), prompt.end());
   submit.set_client_request_id(out.client_id);
   submit.set_batch(request.priority() == v1::PRIORITY_BATCH);
+  submit.set_tenant(request.tenant());
+  submit.set_cache_key(CacheKey(request));
   if (facts.deadline != absl::InfiniteFuture()) {
     // 0 means no limit, so a deadline that has just passed stays positive.
     submit.set_deadline_seconds(std::max(1e-3, absl::ToDoubleSeconds(facts.deadline - facts.now)));

@@ -26,6 +26,7 @@ inline constexpr size_t kMaxStopBytes = 1024;  // of one stop string
 inline constexpr int kMaxStopTokens = 64;
 inline constexpr int kMaxLogitBias = 4096;
 inline constexpr size_t kMaxRequestIdBytes = 128;
+inline constexpr size_t kMaxCacheSaltBytes = 128;  // of a tenant: kMaxTenantBytes
 
 // What is known about a call beside its message.
 struct CallFacts {

@@ -1,5 +1,6 @@
 #include "coordinator/config.h"
 
+#include <cmath>
 #include <vector>
 
 #include "absl/strings/str_format.h"
@@ -40,6 +41,23 @@ absl::Status CoordinatorConfig::Validate() const {
   in_range("max_running", max_running, 1, 1 << 16);
   in_range("max_step_tokens", max_step_tokens, 1, 1 << 20);
   in_range("max_queued", max_queued, 0, 1 << 24);
+  in_range("max_queued_tokens", max_queued_tokens, 0, 1LL << 40);
+  in_range("max_in_flight", max_in_flight, 0, 2);
+  require(
+      kv_format == "auto" || kv_format == "split" || kv_format == "folded" || kv_format == "single",
+      absl::StrFormat("kv_format: '%s' is not auto, split, folded or single", kv_format));
+  require(kv_type == "auto" || kv_type == "int8",
+          absl::StrFormat("kv_type: '%s' is not auto or int8", kv_type));
+  require(step_time_target >= absl::ZeroDuration() && step_time_target <= absl::Hours(1),
+          absl::StrFormat("step_time_target: %s is outside 0 to 1h",
+                          absl::FormatDuration(step_time_target)));
+  for (const auto& [tenant, weight] : tenant_weights) {
+    require(tenant.size() <= kMaxTenantBytes,
+            absl::StrFormat("tenant_weights: the name '%s...' has %d bytes, the limit is %d",
+                            tenant.substr(0, 16), tenant.size(), kMaxTenantBytes));
+    require(std::isfinite(weight) && weight > 0,
+            absl::StrFormat("tenant_weights: %g of '%s' is not a number above 0", weight, tenant));
+  }
   require(kv_bytes > 0, absl::StrFormat("kv_bytes: %d is not above 0", kv_bytes));
   in_range("max_request_bytes", max_request_bytes, 1024, 1LL << 30);
   in_range("slow_reader_bytes", slow_reader_bytes, 1024, 1LL << 32);

@@ -1,12 +1,16 @@
 // Everything a coordinator can be told. Flags fill it (cli/); components get it by const&.
 #pragma once
 #include <cstdint>
+#include <map>
 #include <string>
 
 #include "absl/status/status.h"
 #include "absl/time/time.h"
 
 namespace lapidary {
+
+// Of a tenant's name, in requests and here.
+inline constexpr size_t kMaxTenantBytes = 128;
 
 struct CoordinatorConfig {
   // Where it listens, HOST:PORT; port 0 takes any free one. Anything but loopback needs `insecure`.
@@ -27,7 +31,14 @@ struct CoordinatorConfig {
   int max_running = 64;       // sequences computed together
   int max_step_tokens = 512;  // token budget of a step
   int max_queued = 4096;      // requests waiting in the engine; beyond: RESOURCE_EXHAUSTED
-  int64_t kv_bytes = 1LL << 30;  // per rank, both families
+  int64_t max_queued_tokens = 0;   // tokens of those requests; 0: not limited
+  int64_t kv_bytes = 1LL << 30;    // per rank, both families
+  std::string kv_format = "auto";  // pages of global K=V layers: auto, split, folded, single
+  std::string kv_type = "auto";    // numbers in the KV pages: auto (those of compute), int8
+  bool prefix_cache = true;        // keeps prompt prefixes for later requests
+  int max_in_flight = 0;           // steps submitted and not completed, 1 or 2; 0: the worker's
+  absl::Duration step_time_target = absl::ZeroDuration();  // prompt chunks are cut for it; 0: off
+  std::map<std::string, double> tenant_weights;  // shares by tenant, above 0; 1 if not named
 
   // Limits of the service.
   int64_t max_request_bytes = 4LL << 20;  // of one client message
@@ -38,7 +49,7 @@ struct CoordinatorConfig {
   absl::Duration worker_keepalive = absl::Seconds(10);  // a rank silent for twice this is lost;
                                                         // gRPC pings no faster than once a second
   absl::Duration drain_timeout = absl::Minutes(5);  // streams still open then end with UNAVAILABLE
-  absl::Duration retry_delay = absl::Seconds(1);    // what RetryInfo advises
+  absl::Duration retry_delay = absl::Seconds(1);  // what RetryInfo advises, unless the engine knows
 
   bool reflection = true;
   bool compat_metrics = true;  // also the vllm:* names that routers and dashboards read

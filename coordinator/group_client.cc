@@ -102,7 +102,16 @@ void GroupClient::AssignRanks() {
   a->set_max_running(static_cast<uint32_t>(config_.max_running));
   a->set_max_step_tokens(static_cast<uint32_t>(config_.max_step_tokens));
   a->set_max_queued(static_cast<uint32_t>(config_.max_queued));
+  a->set_max_queued_tokens(static_cast<uint64_t>(config_.max_queued_tokens));
   a->set_kv_bytes(static_cast<uint64_t>(config_.kv_bytes));
+  a->set_kv_format(config_.kv_format);
+  a->set_kv_type(config_.kv_type);
+  a->set_prefix_cache(config_.prefix_cache);
+  a->set_max_in_flight(static_cast<uint32_t>(config_.max_in_flight));
+  a->set_step_seconds_target(absl::ToDoubleSeconds(config_.step_time_target));
+  for (const auto& entry : config_.tenant_weights) {
+    (*a->mutable_tenant_weights())[entry.first] = entry.second;
+  }
   for (const Worker& w : workers_) {
     a->set_rank(static_cast<uint32_t>(w.rank));
     w.link->Send(message);
@@ -160,6 +169,13 @@ void GroupClient::OnMessage(const WorkerLink* link, const wire::ConnectRequest& 
       state_.steps = load.steps();
       state_.decode_rows = load.decode_rows();
       state_.prefill_tokens = load.prefill_tokens();
+      state_.waiting_batch = load.waiting_batch();
+      state_.running_batch = load.running_batch();
+      state_.sliding_pages_cached = load.sliding_pages_cached();
+      state_.global_pages_cached = load.global_pages_cached();
+      state_.recomputed_tokens = load.recomputed_tokens();
+      state_.prefix_lookup_tokens = load.prefix_lookup_tokens();
+      state_.prefix_hit_tokens = load.prefix_hit_tokens();
     }
   }
   Finish(ending, now);

@@ -32,8 +32,13 @@ struct GroupState {
 
   // The leader's latest numbers.
   int64_t waiting = 0, running = 0, waiting_tokens = 0;
+  int64_t waiting_batch = 0, running_batch = 0;  // of them, batch work
   int64_t sliding_pages_used = 0, global_pages_used = 0;
-  uint64_t preemptions = 0, steps = 0, decode_rows = 0, prefill_tokens = 0;
+  int64_t sliding_pages_cached = 0, global_pages_cached = 0;
+  // Since the epoch began.
+  uint64_t preemptions = 0, recomputed_tokens = 0;
+  uint64_t steps = 0, decode_rows = 0, prefill_tokens = 0;
+  uint64_t prefix_lookup_tokens = 0, prefix_hit_tokens = 0;
 
   bool ready() const { return phase == GroupPhase::kReady; }
   // One line for people: "1 of 2 workers connected".

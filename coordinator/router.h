@@ -1,4 +1,4 @@
-// Which group computes a request. One group for now: the choice is whether it can.
+// Which group computes a request. A coordinator serves one group: the choice is whether it can.
 #pragma once
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"

@@ -17,6 +17,7 @@ namespace {
 // Keeps one message of prompt scores far below the 4 MiB that clients take by default, also with
 // the most alternatives.
 constexpr int kScoresPerMessage = 256;
+constexpr absl::Duration kMaxRetryDelay = absl::Hours(1);
 
 Outcome OutcomeOf(v1::FinishReason reason) {
   switch (reason) {
@@ -75,7 +76,9 @@ void TokenStream::OnEvent(const wire::RequestEvent& event, absl::Time now) {
     const bool was_above = pending_bytes_ > policy_.queue_bytes;
     if (event.finish() == wire::FINISH_ERROR || event.finish() == wire::FINISH_CANCELLED) {
       choice->finished = true;  // the engine has forgotten it
-      End(EngineError(event), Outcome::kError, /*at_once=*/false, now, &cancels);
+      const absl::Status status = EngineError(event);
+      End(status, absl::IsDeadlineExceeded(status) ? Outcome::kDeadline : Outcome::kError,
+          /*at_once=*/false, now, &cancels);
     } else {
       MeasureTimes(choice, event, now);
       QueuePromptScores(event);
@@ -90,6 +93,7 @@ void TokenStream::OnEvent(const wire::RequestEvent& event, absl::Time now) {
         usage->set_completion_tokens(usage->completion_tokens() + c.tokens);
       }
       usage->set_total_tokens(prompt_tokens_ + usage->completion_tokens());
+      usage->set_cached_prompt_tokens(cached_tokens_);
       Queue(std::move(message));
       End(absl::OkStatus(), outcome_, /*at_once=*/false, now, &cancels);
     }
@@ -109,6 +113,9 @@ void TokenStream::OnEvent(const wire::RequestEvent& event, absl::Time now) {
 
 void TokenStream::MeasureTimes(Choice* choice, const wire::RequestEvent& event, absl::Time now) {
   if (event.has_queue_seconds()) metrics_.QueueTime(event.queue_seconds());
+  if (choice == choices_.data() && event.has_cached_tokens()) {
+    cached_tokens_ = std::min(event.cached_tokens(), prompt_tokens_);
+  }
   if (event.tokens().empty()) return;
   if (!started_) {
     started_ = true;
@@ -242,7 +249,11 @@ absl::Status TokenStream::EngineError(const wire::RequestEvent& event) {
   absl::Status status(known ? code : absl::StatusCode::kInternal, event.error_message());
   if (absl::IsResourceExhausted(status)) {
     metrics_.Rejected(Rejection::kQueueFull);
-    return WithRetryAfter(WithReason(std::move(status), "QUEUE_FULL"), retry_delay_);
+    // Written so that NaN is no advice.
+    const double seconds = event.retry_after_seconds();
+    const absl::Duration delay =
+        seconds > 0 ? std::min(absl::Seconds(seconds), kMaxRetryDelay) : retry_delay_;
+    return WithRetryAfter(WithReason(std::move(status), "QUEUE_FULL"), delay);
   }
   if (absl::IsUnavailable(status)) return WithRetryAfter(std::move(status), retry_delay_);
   if (absl::IsInvalidArgument(status)) return WithReason(std::move(status), "REFUSED_BY_ENGINE");

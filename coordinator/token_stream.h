@@ -134,6 +134,7 @@ class TokenStream : public RequestSink {
   bool started_ ABSL_GUARDED_BY(mu_) = false;     // the engine has answered
   std::optional<absl::Status> final_ ABSL_GUARDED_BY(mu_);
   Outcome outcome_ ABSL_GUARDED_BY(mu_) = Outcome::kStop;  // of choice 0
+  uint32_t cached_tokens_ ABSL_GUARDED_BY(mu_) = 0;        // of choice 0's prompt
 };
 
 }  // namespace lapidary

@@ -67,6 +67,7 @@ struct EngineEvent {
   absl::Status error;          // with kError
   double queue_seconds = -1;   // submission to first row; in the request's first event with a row
   int32_t cached_tokens = -1;  // of the prompt, found in the prefix cache; in that same event
+  double retry_after_seconds = 0;  // of a refusal, when it helps to wait; the leader fills it
 };
 
 // Numbers for metrics, cheap to copy.
@@ -88,6 +89,8 @@ struct EngineStats {
   uint64_t steps = 0;
   uint64_t decode_rows = 0;     // summed over steps
   uint64_t prefill_tokens = 0;  // summed over steps
+
+  bool operator==(const EngineStats&) const = default;
 };
 
 class Scheduler {

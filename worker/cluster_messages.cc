@@ -78,6 +78,11 @@ EngineRequest FromMessage(const wire::Submit& submit) {
   for (const uint32_t id : submit.generated_prefix()) sequence.tokens.push_back(ToTokenId(id));
   sequence.prompt_len = submit.prompt_size();
   sequence.sampling = FromMessage(submit.sampling());
+  request.priority = submit.batch() ? Priority::kBatch : Priority::kInteractive;
+  request.tenant = submit.tenant();
+  request.cache_key = submit.cache_key();
+  // Written so that NaN is no deadline.
+  request.deadline = submit.deadline_seconds() > 0 ? submit.deadline_seconds() : 0;
   return request;
 }
 
@@ -128,6 +133,10 @@ wire::StepEvents ToMessage(uint64_t step, const std::vector<EngineEvent>& events
       m->set_error_message(std::string(event.error.message()));
     }
     if (event.queue_seconds >= 0) m->set_queue_seconds(event.queue_seconds);
+    if (event.cached_tokens >= 0) {
+      m->set_cached_tokens(static_cast<uint32_t>(event.cached_tokens));
+    }
+    m->set_retry_after_seconds(event.retry_after_seconds);
   }
   return message;
 }
@@ -143,6 +152,13 @@ wire::Load ToMessage(const EngineStats& stats) {
   m.set_steps(stats.steps);
   m.set_decode_rows(stats.decode_rows);
   m.set_prefill_tokens(stats.prefill_tokens);
+  m.set_waiting_batch(static_cast<uint32_t>(stats.waiting_batch));
+  m.set_running_batch(static_cast<uint32_t>(stats.running_batch));
+  m.set_sliding_pages_cached(static_cast<uint32_t>(stats.pages_cached[0]));
+  m.set_global_pages_cached(static_cast<uint32_t>(stats.pages_cached[1]));
+  m.set_recomputed_tokens(stats.recomputed_tokens);
+  m.set_prefix_lookup_tokens(stats.prefix_lookup_tokens);
+  m.set_prefix_hit_tokens(stats.prefix_hit_tokens);
   return m;
 }
 

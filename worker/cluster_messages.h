@@ -9,7 +9,8 @@
 
 namespace lapidary {
 
-// A request as the engine takes it. Ids beyond 31 bits become -1, which the engine refuses below.
+// A request as the engine takes it, but that `deadline` still counts from its submission: the
+// leader, who has the clock, adds it. Ids beyond 31 bits become -1, which the engine refuses below.
 EngineRequest FromMessage(const cluster::v1::Submit& submit);
 
 // INVALID_ARGUMENT for a token outside the vocabulary or sampling values no request can have: what

@@ -84,6 +84,7 @@ void Leader::Admit(EngineInbox::Batch batch, std::vector<EngineEvent>* events) {
       continue;
     }
     request.submit_time = now;
+    if (request.deadline > 0) request.deadline += now;
     absl::Status admitted = scheduler_.Submit(std::move(request), now);
     if (admitted.ok()) {
       live_.insert(id);
@@ -109,8 +110,11 @@ absl::Status Leader::RunStep(const StepPlan& plan, double planned_at) {
 }
 
 void Leader::Report(uint64_t step, std::vector<EngineEvent> events) {
-  for (const EngineEvent& event : events) {
+  for (EngineEvent& event : events) {
     if (event.finish != FinishReason::kNone) live_.erase(event.id);
+    if (absl::IsResourceExhausted(event.error)) {
+      event.retry_after_seconds = scheduler_.RetryAfterSeconds();
+    }
   }
   output_.Events(step, std::move(events));
 }

@@ -48,11 +48,6 @@ std::string HumanBytes(int64_t bytes) {
   return absl::StrFormat("%.1f MiB", bytes / double{1 << 20});
 }
 
-bool Same(const EngineStats& a, const EngineStats& b) {
-  return a.waiting == b.waiting && a.running == b.running && a.waiting_tokens == b.waiting_tokens &&
-         a.pages_used == b.pages_used && a.preemptions == b.preemptions && a.steps == b.steps;
-}
-
 }  // namespace
 
 WorkerSession::WorkerSession(const WorkerConfig& config, const ModelLoader& load)
@@ -314,6 +309,14 @@ absl::Status WorkerSession::ServeSteps() {
   config.max_running = static_cast<int32_t>(assignment_.max_running());
   config.max_step_tokens = static_cast<int32_t>(assignment_.max_step_tokens());
   config.max_queued = static_cast<int32_t>(assignment_.max_queued());
+  config.max_queued_tokens = static_cast<int64_t>(assignment_.max_queued_tokens());
+  if (assignment_.max_in_flight() > 0) {
+    config.max_in_flight = static_cast<int32_t>(assignment_.max_in_flight());
+  }
+  config.step_seconds_target = assignment_.step_seconds_target();
+  config.tenant_weights.insert(assignment_.tenant_weights().begin(),
+                               assignment_.tenant_weights().end());
+  config.prefix_cache = assignment_.prefix_cache();
   config.epoch = epoch_;
   const std::unique_ptr<Scheduler> scheduler = Scheduler::Create(config);
   LeaderOptions options;
@@ -440,7 +443,7 @@ void WorkerSession::Events(uint64_t step, std::vector<EngineEvent> events) {
 
 void WorkerSession::Load(const EngineStats& stats) {
   metrics_->SetStats(stats);
-  if (Same(stats, last_load_)) return;
+  if (stats == last_load_) return;
   last_load_ = stats;
   wire::ConnectRequest message = NewMessage();
   *message.mutable_load() = ToMessage(stats);

@@ -46,6 +46,47 @@ TEST(Flags, SizesTakeUnits) {
   }
 }
 
+TEST(Flags, EngineOptions) {
+  const EngineFlags defaults = Parse({"serve", "m"}).serve.engine;
+  EXPECT_EQ(defaults.kv_format, "auto");
+  EXPECT_TRUE(defaults.prefix_cache);
+  EXPECT_EQ(defaults.max_in_flight, 0);
+  const EngineFlags f =
+      Parse({"serve", "m", "--kv-format", "folded", "--kv-type", "int8", "--no-prefix-cache",
+             "--max-in-flight", "1", "--step-time-target", "12.5", "--max-queued-tokens", "100000",
+             "--tenant-weight", "a=b=2.5", "--tenant-weight", "=0.5"})
+          .serve.engine;
+  EXPECT_EQ(f.kv_format, "folded");
+  EXPECT_EQ(f.kv_type, "int8");
+  EXPECT_FALSE(f.prefix_cache);
+  EXPECT_EQ(f.max_in_flight, 1);
+  EXPECT_EQ(f.step_time_target_ms, 12.5);
+  EXPECT_EQ(f.max_queued_tokens, 100000);
+  EXPECT_EQ(f.tenant_weights, (std::map<std::string, double>{{"a=b", 2.5}, {"", 0.5}}));
+  EXPECT_TRUE(Parse({"serve", "m", "--prefix-cache"}).serve.engine.prefix_cache);
+  const std::vector<std::vector<std::string>> bad = {
+      {"--kv-format", "folder"},    {"--kv-type", "fp8"},       {"--max-in-flight", "3"},
+      {"--step-time-target", "-1"}, {"--tenant-weight", "a"},   {"--tenant-weight", "a="},
+      {"--tenant-weight", "a=2kg"}, {"--tenant-weight", "a=0"}, {"--tenant-weight", "a=nan"},
+      {"--max-queued-tokens", "-1"}};
+  for (std::vector<std::string> args : bad) {
+    args.insert(args.begin(), {"serve", "m"});
+    EXPECT_EQ(Parse(args).exit_code, 2) << args[2] << " " << args[3];
+  }
+}
+
+TEST(Flags, RequestsSayWhoseTheyAre) {
+  for (const char* command : {"generate", "chat"}) {
+    const CommandLine line =
+        Parse({command, "m", "--priority", "batch", "--tenant", "blue", "--cache-salt", "s"});
+    const GenerateFlags& f = line.command == Command::kChat ? line.chat.generate : line.generate;
+    EXPECT_EQ(f.priority, "batch");
+    EXPECT_EQ(f.tenant, "blue");
+    EXPECT_EQ(f.cache_salt, "s");
+  }
+  EXPECT_EQ(Parse({"generate", "m", "--priority", "urgent"}).exit_code, 2);
+}
+
 TEST(Flags, MistakesEndWithTwoAndHelpWithZero) {
   for (const std::vector<std::string>& bad :
        std::vector<std::vector<std::string>>{{},

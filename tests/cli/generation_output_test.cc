@@ -45,6 +45,7 @@ TEST(GenerationCollector, WritesThePromisedObject) {
   usage.mutable_usage()->set_prompt_tokens(2);
   usage.mutable_usage()->set_completion_tokens(3);
   usage.mutable_usage()->set_total_tokens(5);
+  usage.mutable_usage()->set_cached_prompt_tokens(1);
   collector.Add(usage, absl::UnixEpoch());
 
   const nlohmann::json got = nlohmann::json::parse(collector.ToJson(true, true));
@@ -59,6 +60,7 @@ TEST(GenerationCollector, WritesThePromisedObject) {
   EXPECT_EQ(got["prompt_logprobs"][1], -2.5);
   EXPECT_EQ(got["finish_reason"], "length");
   EXPECT_EQ(got["usage"]["total_tokens"], 5);
+  EXPECT_EQ(got["usage"]["cached_prompt_tokens"], 1);
 }
 
 TEST(GenerationCollector, LeavesOutWhatWasNotAskedFor) {

@@ -6,6 +6,7 @@
 #include <cmath>
 #include <functional>
 #include <limits>
+#include <set>
 
 #include "common/error_details.h"
 
@@ -145,6 +146,9 @@ const BadCase kBadCases[] = {
     {"n", "n", "65", [](Request& r) { r.set_n(65); }},
     {"request_id", "request_id", "129",
      [](Request& r) { r.set_request_id(std::string(129, 'i')); }},
+    {"tenant", "tenant", "129 bytes", [](Request& r) { r.set_tenant(std::string(129, 't')); }},
+    {"cache_salt", "cache_salt", "129 bytes",
+     [](Request& r) { r.set_cache_salt(std::string(129, 's')); }},
     {"priority", "priority", "9", [](Request& r) { r.set_priority(static_cast<v1::Priority>(9)); }},
 };
 INSTANTIATE_TEST_SUITE_P(Fields, BadFieldTest, ::testing::ValuesIn(kBadCases),
@@ -154,6 +158,8 @@ TEST_F(AdmissionTest, ValuesOnTheEdgeAreFine) {
   Request request = Ids();
   request.set_n(64);
   request.set_request_id(std::string(128, 'i'));
+  request.set_tenant(std::string(128, 't'));
+  request.set_cache_salt(std::string(128, 's'));
   request.mutable_sampling()->set_temperature(100);
   request.mutable_sampling()->set_top_p(1);
   request.mutable_sampling()->set_min_p(1);
@@ -274,6 +280,29 @@ TEST_F(AdmissionTest, TheDeadlineIsPassedOnAsWhatIsLeft) {
   admitted = Admit(Ids());
   ASSERT_TRUE(admitted.ok()) << admitted.status();
   EXPECT_GT(admitted->choices[0].deadline_seconds(), 0);
+}
+
+TEST_F(AdmissionTest, PrefixesAreSharedWithinTenantAndSaltAlone) {
+  const auto submit = [this](const char* tenant, const char* salt) {
+    Request request = Ids();
+    request.set_tenant(tenant);
+    request.set_cache_salt(salt);
+    request.set_priority(v1::PRIORITY_BATCH);
+    return Admit(request)->choices[0];
+  };
+  const cluster::v1::Submit one = submit("ab", "c");
+  EXPECT_EQ(one.tenant(), "ab");
+  EXPECT_TRUE(one.batch());
+  EXPECT_EQ(one.cache_key(), submit("ab", "c").cache_key());
+  std::set<std::string> keys = {one.cache_key()};
+  keys.insert(submit("a", "bc").cache_key());
+  keys.insert(submit("abc", "").cache_key());
+  keys.insert(submit("", "abc").cache_key());
+  keys.insert(submit("", "").cache_key());
+  keys.insert(submit("ab", "d").cache_key());
+  // A tenant's name cannot imitate the length in front of another's.
+  keys.insert(submit("2:ab", "c").cache_key());
+  EXPECT_EQ(keys.size(), 7u);
 }
 
 TEST_F(AdmissionTest, AnUnknownChatTemplateIsRefused) {

@@ -3,6 +3,8 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <cmath>
+
 namespace lapidary {
 namespace {
 
@@ -27,11 +29,30 @@ TEST(CoordinatorConfigTest, EveryProblemIsNamedAtOnce) {
   config.max_running = 0;
   config.kv_bytes = 0;
   config.drain_timeout = absl::ZeroDuration();
+  config.kv_format = "folder";
+  config.kv_type = "fp8";
+  config.max_in_flight = 3;
+  config.max_queued_tokens = -1;
+  config.step_time_target = -absl::Seconds(1);
+  config.tenant_weights = {{"blue", 0}};
   const std::string message(config.Validate().message());
   for (const char* field : {"listen", "model_path", "compute", "tensor_parallel", "max_running",
-                            "kv_bytes", "drain_timeout"}) {
+                            "kv_bytes", "drain_timeout", "kv_format", "kv_type", "max_in_flight",
+                            "max_queued_tokens", "step_time_target", "tenant_weights"}) {
     EXPECT_THAT(message, HasSubstr(field));
   }
+}
+
+TEST(CoordinatorConfigTest, TenantWeightsAreNumbersAboveZeroOfShortNames) {
+  CoordinatorConfig config = Good();
+  config.tenant_weights = {{"", 2}, {std::string(kMaxTenantBytes, 'x'), 0.5}};
+  EXPECT_TRUE(config.Validate().ok()) << config.Validate();
+  for (const double bad : {0.0, -1.0, std::nan(""), double{INFINITY}}) {
+    config.tenant_weights = {{"blue", bad}};
+    EXPECT_THAT(std::string(config.Validate().message()), HasSubstr("'blue'"));
+  }
+  config.tenant_weights = {{std::string(kMaxTenantBytes + 1, 'x'), 1}};
+  EXPECT_THAT(std::string(config.Validate().message()), HasSubstr("129 bytes"));
 }
 
 TEST(CoordinatorConfigTest, OtherThanLoopbackNeedsInsecure) {

@@ -335,6 +335,53 @@ TEST_F(GenerateTest, AFullQueueIsResourceExhaustedWithRetry) {
       Metric("lapidary_admission_rejections_total{model_name=\"tiny\",reason=\"queue_full\"}"), 1);
 }
 
+TEST_F(GenerateTest, TheEngineKnowsWhenToTryAgain) {
+  StartAll(TestConfig());
+  auto call = Generate(IdsRequest({5}));
+  const auto submit = leader().AwaitSubmit();
+  ASSERT_TRUE(submit);
+  wire::RequestEvent event = MakeEvent(submit->id(), {}, wire::FINISH_ERROR);
+  event.set_error_code(static_cast<int>(absl::StatusCode::kResourceExhausted));
+  event.set_retry_after_seconds(2.5);
+  leader().SendEvents({event});
+  EXPECT_EQ(RetryAfter(FromGrpcStatus(call->Wait().status)), absl::Milliseconds(2500));
+}
+
+TEST_F(GenerateTest, ADeadlineThatPassesInTheQueueIsTheClientsStatus) {
+  StartAll(TestConfig());
+  auto call = Generate(IdsRequest({5}));
+  const auto submit = leader().AwaitSubmit();
+  ASSERT_TRUE(submit);
+  wire::RequestEvent event = MakeEvent(submit->id(), {}, wire::FINISH_ERROR);
+  event.set_error_code(static_cast<int>(absl::StatusCode::kDeadlineExceeded));
+  event.set_error_message("waited 2 s of 2 s");
+  leader().SendEvents({event});
+  const grpc::Status& status = call->Wait().status;
+  EXPECT_EQ(status.error_code(), grpc::StatusCode::DEADLINE_EXCEEDED);
+  EXPECT_EQ(status.error_message(), "waited 2 s of 2 s");
+  EXPECT_EQ(Metric("lapidary_requests_total{finish=\"deadline\",model_name=\"tiny\"}"), 1);
+}
+
+TEST_F(GenerateTest, UsageTellsWhatTheFirstChoiceFoundInThePrefixCache) {
+  StartAll(TestConfig());
+  v1::GenerateRequest request = IdsRequest({5, 6, 7, 8});
+  request.set_n(2);
+  request.set_tenant("blue");
+  auto call = Generate(request);
+  const auto a = leader().AwaitSubmit(), b = leader().AwaitSubmit();
+  ASSERT_TRUE(a && b);
+  EXPECT_EQ(a->tenant(), "blue");
+  EXPECT_EQ(a->cache_key(), b->cache_key());
+  wire::RequestEvent first = MakeEvent(a->id(), {10}, wire::FINISH_LENGTH);
+  first.set_cached_tokens(3);
+  wire::RequestEvent second = MakeEvent(b->id(), {10}, wire::FINISH_LENGTH);
+  second.set_cached_tokens(1);
+  leader().SendEvents({second, first});
+  const Reply& reply = call->Wait();
+  ASSERT_TRUE(reply.status.ok()) << reply.status.error_message();
+  EXPECT_EQ(reply.Usage()->cached_prompt_tokens(), 3u);
+}
+
 TEST_F(GenerateTest, OneChoiceRefusedEndsTheOthers) {
   StartAll(TestConfig());
   v1::GenerateRequest request = IdsRequest({5});

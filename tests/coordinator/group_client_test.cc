@@ -84,6 +84,54 @@ TEST_F(GroupClientTest, OnlyTheLeadersReadyMakesTheGroupReady) {
   EXPECT_GE(changes_, 3);
 }
 
+TEST(GroupClientOptionsTest, TheAssignmentCarriesTheEnginesOptions) {
+  CoordinatorConfig config;
+  config.kv_format = "single";
+  config.kv_type = "int8";
+  config.prefix_cache = false;
+  config.max_in_flight = 2;
+  config.step_time_target = absl::Milliseconds(50);
+  config.max_queued_tokens = int64_t{1} << 33;
+  config.tenant_weights = {{"blue", 3}, {"", 0.5}};
+  GroupClient group(config, "test", kStart, [] {});
+  const auto link = std::make_shared<FakeLink>();
+  ASSERT_TRUE(group.Register(wire::Register(), link).ok());
+  const wire::Assignment& a = link->sent[0].assignment();
+  EXPECT_EQ(a.kv_format(), "single");
+  EXPECT_EQ(a.kv_type(), "int8");
+  EXPECT_FALSE(a.prefix_cache());
+  EXPECT_EQ(a.max_in_flight(), 2u);
+  EXPECT_EQ(a.step_seconds_target(), 0.05);
+  EXPECT_EQ(a.max_queued_tokens(), uint64_t{1} << 33);
+  ASSERT_EQ(a.tenant_weights_size(), 2);
+  EXPECT_EQ(a.tenant_weights().at("blue"), 3);
+}
+
+TEST_F(GroupClientTest, TheLeadersLoadIsKept) {
+  const auto a = Connect(), b = Connect();
+  MakeReady(*a);
+  wire::ConnectRequest message = Message();
+  wire::Load& load = *message.mutable_load();
+  load.set_waiting_batch(1);
+  load.set_running_batch(2);
+  load.set_sliding_pages_cached(3);
+  load.set_global_pages_cached(4);
+  load.set_recomputed_tokens(5);
+  load.set_prefix_lookup_tokens(6);
+  load.set_prefix_hit_tokens(7);
+  group_.OnMessage(b.get(), message, kStart);  // not the leader
+  EXPECT_EQ(group_.state().running_batch, 0);
+  group_.OnMessage(a.get(), message, kStart);
+  const GroupState state = group_.state();
+  EXPECT_EQ(state.waiting_batch, 1);
+  EXPECT_EQ(state.running_batch, 2);
+  EXPECT_EQ(state.sliding_pages_cached, 3);
+  EXPECT_EQ(state.global_pages_cached, 4);
+  EXPECT_EQ(state.recomputed_tokens, 5u);
+  EXPECT_EQ(state.prefix_lookup_tokens, 6u);
+  EXPECT_EQ(state.prefix_hit_tokens, 7u);
+}
+
 TEST_F(GroupClientTest, AWorkerThatLeavesBeforeTheGroupIsCompleteIsForgotten) {
   const auto a = Connect(0);
   group_.OnClosed(a.get(), "gone", kStart);
