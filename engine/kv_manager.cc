@@ -11,29 +11,13 @@ constexpr int kSliding = static_cast<int>(KvFamily::kSliding);
 constexpr int kGlobal = static_cast<int>(KvFamily::kGlobal);
 }  // namespace
 
-PagePool::PagePool(int32_t total) : used_(static_cast<size_t>(total), false) {
-  free_.reserve(static_cast<size_t>(total));
-  for (int32_t page = total - 1; page >= 0; --page) free_.push_back(page);
-}
-
-PageId PagePool::Allocate() {
-  LAPIDARY_CHECK(!free_.empty());
-  const int32_t page = free_.back();
-  free_.pop_back();
-  used_[page] = true;
-  return PageId{page};
-}
-
-void PagePool::Free(PageId page) {
-  LAPIDARY_CHECK(page.value >= 0 && page.value < total() && used_[page.value]);
-  used_[page.value] = false;
-  free_.push_back(page.value);
-}
-
-KvManager::KvManager(const std::array<int32_t, kKvFamilies>& pages, int32_t window)
+KvManager::KvManager(const std::array<int32_t, kKvFamilies>& pages, int32_t window,
+                     bool prefix_cache, BlockHash hash)
     : window_(window),
       present_{window > 0, pages[kGlobal] > 0},
-      pools_{PagePool(window > 0 ? pages[kSliding] : 0), PagePool(pages[kGlobal])} {}
+      pools_{PagePool(window > 0 ? pages[kSliding] : 0), PagePool(pages[kGlobal])} {
+  if (prefix_cache) cache_.emplace(pools_, present_, window_, hash);
+}
 
 std::array<int32_t, kKvFamilies> KvManager::PagesAtLength(int32_t len) const {
   std::array<int32_t, kKvFamilies> need = {0, 0};
@@ -46,7 +30,7 @@ int32_t KvManager::ReachableLength(const SequencePages& pages, int32_t wanted) c
   int64_t reach = wanted;
   for (int f = 0; f < kKvFamilies; ++f) {
     if (!present(f)) continue;
-    const int64_t entries = static_cast<int64_t>(pages.table[f].size()) + pools_[f].free();
+    const int64_t entries = static_cast<int64_t>(pages.table[f].size()) + pools_[f].available();
     reach = std::min(reach, entries * kPageTokens);
   }
   return static_cast<int32_t>(reach);
@@ -58,6 +42,7 @@ std::array<std::vector<PageId>, kKvFamilies> KvManager::Extend(SequencePages& pa
     if (!present(f)) continue;
     const auto entries = static_cast<size_t>(PagesFor(len));
     while (pages.table[f].size() < entries) {
+      if (pools_[f].free() == 0 && cache_) cache_->EvictOne(static_cast<KvFamily>(f));
       const PageId page = pools_[f].Allocate();
       pages.table[f].push_back(page);
       added[f].push_back(page);
@@ -68,22 +53,59 @@ std::array<std::vector<PageId>, kKvFamilies> KvManager::Extend(SequencePages& pa
 
 void KvManager::FreeBehindWindow(SequencePages& pages, int32_t next_query) {
   if (!present(kSliding)) return;
-  // A query at q reads keys q - window + 1 to q; later queries read none before that.
-  const int32_t first_key = std::max(next_query - window_ + 1, 0);
+  const int32_t query = cache_ ? next_query / kPageTokens * kPageTokens : next_query;
   const auto entries = static_cast<int32_t>(pages.table[kSliding].size());
-  const int32_t first_live = std::min(first_key / kPageTokens, entries);
+  const int32_t first_live = std::min(FirstPageRead(query, window_), entries);
   for (int32_t& i = pages.first_live[kSliding]; i < first_live; ++i) {
-    pools_[kSliding].Free(pages.table[kSliding][i]);
+    Release(kSliding, pages.table[kSliding][i], /*passed_over=*/true);
   }
 }
 
 void KvManager::FreeAll(SequencePages& pages) {
   for (int f = 0; f < kKvFamilies; ++f) {
     for (size_t i = pages.first_live[f]; i < pages.table[f].size(); ++i) {
-      pools_[f].Free(pages.table[f][i]);
+      Release(f, pages.table[f][i], /*passed_over=*/false);
     }
   }
+  if (cache_) cache_->Touch(pages.published);
   pages = SequencePages();
+}
+
+void KvManager::Release(int family, PageId page, bool passed_over) {
+  if (cache_) {
+    cache_->Release(static_cast<KvFamily>(family), page, passed_over);
+  } else {
+    pools_[family].Release(page);
+  }
+}
+
+int32_t KvManager::Attach(SequencePages& pages, std::string_view key,
+                          std::span<const TokenId> tokens, int32_t limit) {
+  LAPIDARY_CHECK(pages.table[kSliding].empty() && pages.table[kGlobal].empty());
+  if (!cache_ || tokens.empty()) return 0;
+  limit = std::clamp(limit, 0, static_cast<int32_t>(tokens.size()) - 1);
+  PrefixCache::Found found = cache_->Find(key, tokens, limit / kPageTokens);
+  for (int f = 0; f < kKvFamilies; ++f) {
+    for (PageId& page : found.table[f]) {
+      if (page != kNoPage) {
+        pools_[f].AddReader(page);
+      } else {
+        page = PageId{0};
+        ++pages.first_live[f];
+      }
+    }
+    pages.table[f] = std::move(found.table[f]);
+  }
+  pages.published = found.position;
+  return found.position.blocks * kPageTokens;
+}
+
+void KvManager::Publish(SequencePages& pages, std::string_view key, std::span<const TokenId> tokens,
+                        int32_t computed_len) {
+  if (!cache_) return;
+  LAPIDARY_CHECK(computed_len <= static_cast<int32_t>(tokens.size()));
+  cache_->Publish(pages.published, key, tokens, computed_len / kPageTokens,
+                  PageTables{pages.table, pages.first_live});
 }
 
 }  // namespace lapidary

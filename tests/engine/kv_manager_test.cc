@@ -2,34 +2,11 @@
 
 #include <gtest/gtest.h>
 
-#include <set>
-
 namespace lapidary {
 namespace {
 
 constexpr int kSliding = static_cast<int>(KvFamily::kSliding);
 constexpr int kGlobal = static_cast<int>(KvFamily::kGlobal);
-
-TEST(PagePool, HandsOutEveryPageOnceAndTakesItBack) {
-  PagePool pool(5);
-  std::set<PageId> pages;
-  for (int i = 0; i < 5; ++i) pages.insert(pool.Allocate());
-  EXPECT_EQ(pages.size(), 5u);
-  EXPECT_EQ(*pages.begin(), PageId{0});
-  EXPECT_EQ(*pages.rbegin(), PageId{4});
-  EXPECT_EQ(pool.free(), 0);
-  pool.Free(PageId{3});
-  EXPECT_EQ(pool.used(), 4);
-  EXPECT_EQ(pool.Allocate(), PageId{3});
-}
-
-TEST(PagePoolDeathTest, ADoubleFreeIsABug) {
-  PagePool pool(2);
-  const PageId page = pool.Allocate();
-  pool.Free(page);
-  EXPECT_DEATH(pool.Free(page), "broken invariant");
-  EXPECT_DEATH(pool.Free(PageId{2}), "broken invariant");
-}
 
 TEST(KvManager, PagesSpannedIsTheWorstAlignment) {
   for (int32_t span = 1; span <= 70; ++span) {
@@ -41,44 +18,64 @@ TEST(KvManager, PagesSpannedIsTheWorstAlignment) {
   }
 }
 
+// The first key that a query reads, by counting back: itself and the window - 1 before it.
+int32_t FirstKey(int32_t query, int32_t window) {
+  int32_t key = query;
+  for (int32_t i = 1; i < window && key > 0; ++i) --key;
+  return key;
+}
+
 // Against the definition: a page is live while the next query, or a later one, reads any of its
-// positions. The interesting lengths are the window's edge, one less and one more.
-TEST(KvManager, SlidingPagesAreFreedExactlyBehindTheWindow) {
-  for (const int32_t window : {1, 2, 15, 16, 17, 31, 32, 33, 40, 64, 1024}) {
-    KvManager kv({200, 200}, window);
-    SequencePages pages;
-    int32_t peak = 0;
-    for (int32_t len = 1; len <= window + 3 * kPageTokens; ++len) {
-      kv.Extend(pages, len);
-      peak = std::max(peak, pages.live(KvFamily::kSliding));
-      kv.FreeBehindWindow(pages, len);
-      const int32_t next_query = len;
-      int32_t first_read = 0;
-      while (first_read * kPageTokens + kPageTokens - 1 < next_query - window + 1) ++first_read;
-      const int32_t entries = PagesFor(len);
-      ASSERT_EQ(pages.first_live[kSliding], std::min(first_read, entries))
-          << "window " << window << ", " << len << " tokens";
-      ASSERT_EQ(kv.pool(KvFamily::kSliding).used(), entries - pages.first_live[kSliding]);
-      ASSERT_EQ(kv.pool(KvFamily::kGlobal).used(), entries);
+// positions; with a prefix cache also while the end of the last full page reads it. The interesting
+// lengths are the window's edge, one less and one more.
+TEST(KvManager, SlidingPagesAreLeftExactlyBehindTheWindow) {
+  for (const bool prefix_cache : {false, true}) {
+    for (const int32_t window : {1, 2, 15, 16, 17, 31, 32, 33, 40, 64, 512, 1024}) {
+      KvManager kv({200, 200}, window, prefix_cache);
+      SequencePages pages;
+      int32_t peak = 0;
+      for (int32_t len = 1; len <= window + 3 * kPageTokens; ++len) {
+        kv.Extend(pages, len);
+        peak = std::max(peak, pages.live(KvFamily::kSliding));
+        kv.FreeBehindWindow(pages, len);
+        const int32_t reader = prefix_cache ? len - len % kPageTokens : len;
+        const int32_t first_key = FirstKey(reader, window);
+        int32_t first_read = 0;  // the first page with a position that is read
+        while (first_read * kPageTokens + kPageTokens - 1 < first_key) ++first_read;
+        const int32_t entries = PagesFor(len);
+        ASSERT_EQ(pages.first_live[kSliding], std::min(first_read, entries))
+            << "window " << window << ", " << len << " tokens";
+        ASSERT_EQ(kv.pool(KvFamily::kSliding).used(), entries - pages.first_live[kSliding]);
+        ASSERT_EQ(kv.pool(KvFamily::kGlobal).used(), entries);
+      }
+      EXPECT_EQ(peak, kv.PagesAtLength(1 << 20)[kSliding]) << "window " << window;
+      kv.FreeAll(pages);
+      EXPECT_EQ(kv.pool(KvFamily::kSliding).used(), 0);
+      EXPECT_EQ(kv.pool(KvFamily::kGlobal).used(), 0);
     }
-    EXPECT_EQ(peak, kv.PagesAtLength(1 << 20)[kSliding]) << "window " << window;
-    kv.FreeAll(pages);
-    EXPECT_EQ(kv.pool(KvFamily::kSliding).used(), 0);
-    EXPECT_EQ(kv.pool(KvFamily::kGlobal).used(), 0);
   }
 }
 
-TEST(KvManager, WindowEdgeOfOneThousandTwentyFour) {
-  // The query at position 1038 is the last to read position 15 (1038 - 1024 + 1 = 15).
-  KvManager kv({100, 100}, 1024);
-  SequencePages pages;
-  kv.Extend(pages, 1040);
-  for (const int32_t next_query : {1023, 1024, 1025, 1038}) {
-    kv.FreeBehindWindow(pages, next_query);
-    EXPECT_EQ(pages.first_live[kSliding], 0) << next_query;
+// Windows of Gemma 4: the query one before the last that reads a page, that one, and one after.
+TEST(KvManager, WindowEdgeAtMinusOneZeroAndPlusOne) {
+  for (const int32_t window : {512, 1024}) {
+    KvManager kv({100, 100}, window);
+    SequencePages pages;
+    kv.Extend(pages, window + kPageTokens);
+    for (int32_t page = 0; page < 2; ++page) {
+      // Position p is read last by the query at p + window - 1.
+      const int32_t last_reader = page * kPageTokens + kPageTokens - 1 + window - 1;
+      for (const int32_t next_query : {window - 1, window, window + 1, last_reader - 1}) {
+        kv.FreeBehindWindow(pages, next_query);
+        EXPECT_EQ(pages.first_live[kSliding], page) << window << " before " << next_query;
+      }
+      kv.FreeBehindWindow(pages, last_reader);
+      EXPECT_EQ(pages.first_live[kSliding], page) << window << " is still read";
+      kv.FreeBehindWindow(pages, last_reader + 1);
+      EXPECT_EQ(pages.first_live[kSliding], page + 1) << window << " is read no more";
+    }
+    kv.FreeAll(pages);
   }
-  kv.FreeBehindWindow(pages, 1039);
-  EXPECT_EQ(pages.first_live[kSliding], 1);
 }
 
 TEST(KvManager, GrowsOnlyAsFarAsTheScarcerFamily) {
