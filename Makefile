@@ -1,6 +1,6 @@
 # Lapidary. `make help` explains the targets; scripts/demo and scripts/test need no make.
 .DEFAULT_GOAL := help
-.PHONY: help setup build demo test lint check-all bench goldens clean
+.PHONY: help setup build demo test lint check-all soak bench goldens clean
 
 help:      ## this text
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -24,6 +24,9 @@ lint:      ## format, layers, protos, thread-safety analysis, clang-tidy
 
 check-all: ## everything without a time limit: all sanitizers, all lints
 	scripts/check-all
+
+soak:      ## random load under ASan, then under TSan (SOAK_SECONDS=1200 each)
+	scripts/soak
 
 bench:     ## build and run the benchmarks (minutes; quiet machine)
 	scripts/setup --tests

@@ -85,6 +85,18 @@ ServeProcess::~ServeProcess() {
   if (!folder_.empty()) std::filesystem::remove_all(folder_, ignored);
 }
 
+absl::Status ServeProcess::Stop(absl::Duration timeout) {
+  kill(pid_, SIGTERM);
+  if (!AwaitEnd(pid_, timeout)) {
+    return absl::DeadlineExceededError(
+        absl::StrCat("serve has not ended ", absl::FormatDuration(timeout), " after SIGTERM"));
+  }
+  int status = 0;
+  waitpid(std::exchange(pid_, -1), &status, 0);
+  if (WIFEXITED(status) && WEXITSTATUS(status) == 0) return absl::OkStatus();
+  return absl::AbortedError(absl::StrCat("serve ended with wait status ", status));
+}
+
 std::unique_ptr<v1::LapidaryService::Stub> ServeProcess::NewStub(
     grpc::ChannelArguments arguments) const {
   arguments.SetInt(GRPC_ARG_USE_LOCAL_SUBCHANNEL_POOL, 1);

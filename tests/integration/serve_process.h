@@ -7,7 +7,9 @@
 #include <string>
 #include <vector>
 
+#include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "absl/time/time.h"
 #include "lapidary/v1/lapidary.grpc.pb.h"
 
 namespace lapidary {
@@ -18,6 +20,9 @@ class ServeProcess {
   static absl::StatusOr<std::unique_ptr<ServeProcess>> Start(const std::string& model,
                                                              const std::vector<std::string>& flags);
   ~ServeProcess();  // SIGTERM, then SIGKILL
+  // SIGTERM, which drains. DEADLINE_EXCEEDED when it does not end in time; ABORTED when its exit
+  // status is not 0. Call once.
+  absl::Status Stop(absl::Duration timeout);
 
   // A client with a connection of its own.
   std::unique_ptr<v1::LapidaryService::Stub> NewStub(grpc::ChannelArguments arguments = {}) const;
