@@ -13,6 +13,7 @@ int RunChat(const ChatFlags& flags);
 int RunTokenize(const TokenizeFlags& flags);
 int RunInspect(const InspectFlags& flags);
 int RunDebug(const DebugFlags& flags);
+int RunBench(const BenchFlags& flags);
 
 // Prints "lapidary: MESSAGE" to stderr; 1.
 int Fail(const absl::Status& status);

@@ -2,6 +2,7 @@
 #include <cstdio>
 #include <cstdlib>
 
+#include "cli/flags_groups.h"
 #include "cli/options.h"
 
 namespace lapidary {
@@ -131,12 +132,16 @@ void AddDevice(CLI::App* app, std::string& device, int64_t& null_step_us) {
       ->check(CLI::Range(int64_t{0}, int64_t{60'000'000}));
 }
 
+}  // namespace
+
 void AddServe(CLI::App* app, ServeFlags& f, bool model_required) {
   AddEngine(app, f.engine, model_required);
   AddDevice(app, f.device, f.null_step_us);
   app->add_option("--threads", f.threads, "Threads of each rank; 0: this machine's CPUs shared out")
       ->check(CLI::Range(0, 1024));
 }
+
+namespace {
 
 template <class T>
 void AddOptional(CLI::App* app, const std::string& name, std::optional<T>& target,
@@ -332,6 +337,8 @@ void AddCommands(CLI::App& app, CommandLine& line) {
       "Example: the first layer where int8 leaves fp32\n"
       "  lapidary debug record MODEL run.bin --prompt-ids 2,5,7\n"
       "  lapidary debug compare MODEL run.bin --compute int8");
+
+  AddBench(add("bench", "Load a server and measure it", Command::kBench), line.bench);
 }
 
 }  // namespace

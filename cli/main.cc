@@ -59,6 +59,8 @@ int Run(const CommandLine& line) {
       return RunInspect(line.inspect);
     case CommandLine::Command::kDebug:
       return RunDebug(line.debug);
+    case CommandLine::Command::kBench:
+      return RunBench(line.bench);
   }
   return 2;
 }

@@ -138,6 +138,41 @@ struct DebugFlags {
   int threads = 1;
 };
 
+struct BenchFlags {
+  ServeFlags local;    // used when neither `server` nor `openai` is given
+  std::string server;  // host:port of a running Lapidary server
+  std::string openai;  // http://host:port of an OpenAI-compatible one
+  std::string model;   // served name to ask for
+  int connections = 1;
+  bool keep_alive = true;
+  std::string extra_body;
+
+  int64_t concurrency = 16;  // closed loop, unless there is a rate
+  double rate = 0;           // arrivals a second
+  int64_t requests = 0;      // 0: 8 a stream, or as many as the duration holds
+  double duration_s = 0;
+  int64_t warmup = 0;
+  double timeout_s = 600;
+
+  uint64_t seed = 0;
+  std::string prompt_tokens = "lognormal:200,0.8,4,1024";
+  std::string output_tokens = "lognormal:150,0.7,4,1024";
+  int64_t shared_prefix_tokens = 0;
+  int64_t prefix_groups = 1;
+  std::string text_file, tokenizer;
+  uint32_t vocabulary = 0;  // 0: the server's
+  int64_t bos = 2;
+  bool ignore_eos = true;
+  double temperature = 0;
+  int64_t top_k = 0;
+  double top_p = 1;
+  bool skip_text = false;
+
+  int64_t verify = 0;
+  bool loose_counts = false;
+  bool json = false;
+};
+
 struct CommandLine {
   enum class Command {
     kExit,  // help or a mistake: `exit_code` says which
@@ -149,6 +184,7 @@ struct CommandLine {
     kTokenize,
     kInspect,
     kDebug,
+    kBench,
   };
   Command command = Command::kExit;
   int exit_code = 0;
@@ -161,6 +197,7 @@ struct CommandLine {
   TokenizeFlags tokenize;
   InspectFlags inspect;
   DebugFlags debug;
+  BenchFlags bench;
 };
 
 // Prints help and mistakes itself.

@@ -26,7 +26,7 @@ THIRD_PARTY = {
     "absl/": {"common", "model", "engine", "worker", "coordinator", "cli", "tests", "bench"},
     "CLI/": {"cli"},
     "spdlog/": {"common"},
-    "boost/": {"common"},
+    "boost/": {"common", "cli"},
     "simdjson": {"model"},
 }
 GRPC_FILES = re.compile(
