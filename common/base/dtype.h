@@ -36,6 +36,16 @@ enum class ComputeType : uint8_t { kFp32, kBf16, kInt8 };
 enum class KvFamily : uint8_t { kSliding = 0, kGlobal = 1 };
 inline constexpr int kKvFamilies = 2;
 
+// Elements of the KV pages. int8: one scale per token and kv head, for keys and for values.
+enum class KvType : uint8_t { kFp32, kBf16, kInt8 };
+
+// What a page keeps of layers whose keys are k = RoPE(w_k * v) (docs/kv-cache.md). Other layers are
+// always kSplit.
+//   kSplit   k and v
+//   kFolded  v, and the columns of k that rotate; w_k goes into the query for the others
+//   kSingle  v alone; what rotates is turned when it is read
+enum class KvFormat : uint8_t { kSplit, kFolded, kSingle };
+
 // Tokens per KV page, both families.
 inline constexpr int kPageTokens = 16;
 

@@ -2,11 +2,9 @@
 
 #include <algorithm>
 #include <atomic>
-#include <cstring>
 #include <memory>
 
 #include "common/base/check.h"
-#include "common/base/half.h"
 #include "kernels/attention/internal/tile.h"
 
 namespace lapidary {
@@ -18,9 +16,6 @@ using attention_internal::RunTileAvx2;
 using attention_internal::RunTileAvx512;
 using attention_internal::TileScratch;
 using attention_internal::TileTask;
-
-// Place of value column c in a bf16 row: columns c and c + 16 of each 32 share a 32-bit lane.
-int Bf16Place(int c) { return c / 32 * 32 + c % 16 * 2 + c % 32 / 16; }
 
 // Rows [begin, end) of one sequence and one kv head; row i is token i / group, query head i %
 // group.
@@ -60,6 +55,15 @@ TileTask MakeTask(const AttentionParams& params, const AttentionSequence& sequen
   task.key_columns = params.layout.key_columns();
   task.value_columns = params.layout.value_columns();
   task.key_bytes = params.layout.key_bytes();
+  task.value_bytes = params.layout.value_bytes();
+  task.format = params.layout.format;
+  task.rotated_pairs = params.layout.rotated_pairs;
+  task.padded_pairs = params.layout.padded_pairs();
+  task.key_weight = params.key_weight;
+  if (params.rotation != nullptr) {
+    task.in_page = params.rotation->in_page();
+    task.page_begin = params.rotation->page_begin();
+  }
   task.pool = params.pool + params.layer_offset + unit.kv_head * params.layout.head_bytes();
   task.page_bytes = params.page_bytes;
   task.pages = sequence.pages;
@@ -86,39 +90,6 @@ TileScratch& ThreadScratch() {
 
 }  // namespace
 
-void WriteKv(const KvLayout& layout, uint8_t* head, int slot, const float* key,
-             const float* value) {
-  const int dim = layout.head_dim;
-  if (layout.type == KvType::kFp32) {
-    auto* k = reinterpret_cast<float*>(head);
-    for (int c = 0; c < dim; ++c) k[c * kPageTokens + slot] = key[c];
-    auto* v = reinterpret_cast<float*>(head + layout.key_bytes());
-    std::memcpy(v + int64_t{slot} * layout.value_columns(), value, sizeof(float) * dim);
-    return;
-  }
-  auto* k = reinterpret_cast<uint16_t*>(head);
-  for (int c = 0; c < dim; ++c) k[(c / 2 * kPageTokens + slot) * 2 + c % 2] = ToBf16(key[c]);
-  auto* v = reinterpret_cast<uint16_t*>(head + layout.key_bytes()) +
-            int64_t{slot} * layout.value_columns();
-  for (int c = 0; c < dim; ++c) v[Bf16Place(c)] = ToBf16(value[c]);
-}
-
-void ReadKv(const KvLayout& layout, const uint8_t* head, int slot, float* key, float* value) {
-  const int dim = layout.head_dim;
-  if (layout.type == KvType::kFp32) {
-    const auto* k = reinterpret_cast<const float*>(head);
-    for (int c = 0; c < dim; ++c) key[c] = k[c * kPageTokens + slot];
-    const auto* v = reinterpret_cast<const float*>(head + layout.key_bytes());
-    std::memcpy(value, v + int64_t{slot} * layout.value_columns(), sizeof(float) * dim);
-    return;
-  }
-  const auto* k = reinterpret_cast<const uint16_t*>(head);
-  for (int c = 0; c < dim; ++c) key[c] = FromBf16(k[(c / 2 * kPageTokens + slot) * 2 + c % 2]);
-  const auto* v = reinterpret_cast<const uint16_t*>(head + layout.key_bytes()) +
-                  int64_t{slot} * layout.value_columns();
-  for (int c = 0; c < dim; ++c) value[c] = FromBf16(v[Bf16Place(c)]);
-}
-
 AttentionKernel BestAttentionKernel() {
   static const bool has_avx512 =
       __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
@@ -129,6 +100,9 @@ AttentionKernel BestAttentionKernel() {
 void PagedAttention(ThreadTeam& team, const AttentionParams& params,
                     const std::vector<AttentionSequence>& sequences, AttentionKernel kernel) {
   LAPIDARY_CHECK(params.layout.head_dim <= kMaxColumns);
+  const KvFormat format = params.layout.format;
+  LAPIDARY_CHECK(format == KvFormat::kSplit || params.key_weight != nullptr);
+  LAPIDARY_CHECK(format != KvFormat::kSingle || params.rotation != nullptr);
   const auto run = kernel == AttentionKernel::kAvx512 ? RunTileAvx512 : RunTileAvx2;
   const std::vector<Unit> units = Cut(params, sequences, team.size());
   const auto work = [&](int64_t i) {

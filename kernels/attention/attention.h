@@ -2,7 +2,11 @@
 //
 //   out[t, j] = softmax_s(q[t, j] . k[s, g(j)]) . v[s, g(j)]   for s in (p_t - window, p_t]
 //
-// q arrives scaled. Softmax in fp32, online, in blocks of 64 keys at absolute positions: a row (one
+// Any page format (kv_page.h); each page is brought in once for both products. q arrives scaled.
+// Arithmetic is fp32 whatever the pages hold: int8 codes are widened, the scale of a token's key
+// multiplies its finished score, that of its value the softmax weight.
+//
+// Softmax in fp32, online, in blocks of 64 keys at absolute positions: a row (one
 // token and one query head) goes through the same operations whatever stands beside it, so its bits
 // depend neither on the batch nor on the chunking nor on the number of threads. (acc is rescaled
 // only where the row's own maximum grows, a masked key adds exactly 0.) AVX2 and AVX-512 give the
@@ -12,6 +16,7 @@
 #include <vector>
 
 #include "kernels/attention/kv_page.h"
+#include "kernels/attention/page_rotation.h"
 #include "kernels/thread_team.h"
 
 namespace lapidary {
@@ -31,7 +36,10 @@ struct AttentionParams {
   int64_t layer_offset = 0;      // of kv head 0 of the layer inside a page
   std::vector<int> group_begin;  // [K + 1]: kv head h serves query heads [h, h + 1) of this
   int window = 0;                // 0: all keys
-  const float* q = nullptr;      // [T, q_stride], head j at j * head_dim
+  // Folded and single pages: w_k [head_dim]. Single: the angles, over every position read.
+  const float* key_weight = nullptr;
+  const PageRotation* rotation = nullptr;
+  const float* q = nullptr;  // [T, q_stride], head j at j * head_dim
   int64_t q_stride = 0;
   float* out = nullptr;  // [T, out_stride], may be q
   int64_t out_stride = 0;

@@ -7,15 +7,21 @@
 namespace lapidary::attention_internal {
 
 inline constexpr int kMaxRows = 12;
-inline constexpr int kMaxColumns = 1024;  // head_dim
+inline constexpr int kMaxColumns = 1024;                   // head_dim
+inline constexpr int kMaxValueColumns = kMaxColumns + 64;  // with the padding of the rotating ones
 
 // Plain numbers: an inline member function would be compiled with AVX-512 in one of the two kernels
 // and shared with the other.
 struct TileTask {
   KvType type = KvType::kBf16;
   int head_dim = 0;
+  KvFormat format = KvFormat::kSplit;
+  int rotated_pairs = 0, padded_pairs = 0;
   int key_columns = 0, value_columns = 0;
-  int64_t key_bytes = 0;
+  int64_t key_bytes = 0, value_bytes = 0;
+  const float* key_weight = nullptr;  // [head_dim]; folded, single
+  const float* in_page = nullptr;     // PageRotation's tables; single
+  const float* page_begin = nullptr;
   const uint8_t* pool = nullptr;  // plus the head's offset inside a page
   int64_t page_bytes = 0;
   const int32_t* pages = nullptr;
@@ -26,11 +32,18 @@ struct TileTask {
   int32_t last[kMaxRows];
 };
 
-// Per thread; a quarter of it is in use at head_dim 256, which with a page still fits L1.
+// Per thread. In use at head_dim 256, split pages: 26 KB, which with a page still fit L1.
 struct alignas(64) TileScratch {
   float q[kMaxRows * kMaxColumns];
-  float acc[kMaxRows * kMaxColumns];
+  float acc[kMaxRows * kMaxValueColumns];
   float p[kMaxRows * 64];  // scores, then weights, of a block of pages
+  // Folded and single pages; what is what: score.inc.h.
+  float plain[kMaxRows * kMaxValueColumns];
+  float sums[kMaxRows * 8 * 16];
+  float turning[kMaxRows * kMaxValueColumns];
+  float turned_q[kMaxRows * kMaxValueColumns];
+  float turned_keys[8 * kMaxValueColumns];
+  float weight[kMaxValueColumns];
 };
 
 void RunTileAvx2(const TileTask& task, TileScratch& scratch);
