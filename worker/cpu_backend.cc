@@ -39,6 +39,7 @@ class CpuBackend final : public Backend {
     limits_.max_tokens = options.max_step_tokens;
     limits_.sampled_ids = 2 * options.max_step_tokens;
     sampled_ids_.resize(limits_.sampled_ids);
+    layouts_ = PlaceKv(geometry.layers, options.kv);
     for (const LayerWeights& layer : geometry.layers) PlacePages(layer);
     ReserveScratch(geometry);
   }
@@ -100,6 +101,7 @@ class CpuBackend final : public Backend {
     Enqueue([this, batch] {
       batch->TakeSampled(sampled_ids_);
       batch->FillRotations(team_, ropes_);
+      CoverPages(*batch);
     });
     return BatchRef(std::move(batch));
   }
@@ -194,7 +196,7 @@ class CpuBackend final : public Backend {
     Enqueue([this, ref, &layer, qkv, attended] {
       const CpuBatch& batch = Cpu(ref);
       const FamilyLayout& family = Family(layer.spec.kind);
-      const KvLayout layout = Layout(layer);
+      const KvLayout& layout = layouts_[layer.spec.kv_owner];
       AttentionParams params;
       params.layout = layout;
       params.pool = family.pool.data();
@@ -203,6 +205,8 @@ class CpuBackend final : public Backend {
           family.layer_offset[layer.spec.kv_owner] + layer.first_kv_head * layout.head_bytes();
       params.group_begin = layer.group_begin;
       params.window = layer.spec.window;
+      params.key_weight = Vector(layer.k_norm);
+      params.rotation = &page_rotations_[rope_of_[layer.index]];
       params.q = Floats(qkv);
       params.q_stride = qkv.width;
       params.out = Floats(attended);
@@ -355,6 +359,10 @@ class CpuBackend final : public Backend {
   // -- Set-up.
   void PlacePages(const LayerWeights& layer) {
     rope_of_.push_back(ropes_.Add(layer.spec));
+    if (page_rotations_.size() < ropes_.entries().size()) {
+      page_rotations_.emplace_back(ropes_.entries().back().frequency);
+    }
+    turns_on_read_ = turns_on_read_ || layouts_[layer.index].format == KvFormat::kSingle;
     const int f = static_cast<int>(layer.spec.kind);
     FamilyLayout& family = families_[f];
     family.layer_offset.resize(layer.index + 1, -1);
@@ -368,7 +376,7 @@ class CpuBackend final : public Backend {
     }
     if (!layer.owns_kv()) return;
     family.layer_offset[layer.index] = family.page_bytes;
-    family.page_bytes += layer.kv_heads * Layout(layer).head_bytes();
+    family.page_bytes += layer.kv_heads * layouts_[layer.index].head_bytes();
   }
 
   void ReserveScratch(const ModelWeights& geometry) {
@@ -404,10 +412,6 @@ class CpuBackend final : public Backend {
   const CpuMatrix& Matrix(MatrixHandle h) const { return matrices_[h.index]; }
   const float* Vector(VectorHandle h) const { return h ? vectors_[h.index].data() : nullptr; }
   const FamilyLayout& Family(KvFamily f) const { return families_[static_cast<int>(f)]; }
-  KvLayout Layout(const LayerWeights& layer) const {
-    return {options_.compute == ComputeType::kFp32 ? KvType::kFp32 : KvType::kBf16,
-            layer.spec.head_dim};
-  }
 
   // fn(row) for every row, on the team when rows * cost (values touched) is worth it.
   template <class Fn>
@@ -425,6 +429,13 @@ class CpuBackend final : public Backend {
   }
 
   // -- Parts of operations.
+  // Single pages: angles for all positions of the batch's sequences.
+  void CoverPages(const CpuBatch& batch) {
+    if (!turns_on_read_ || batch.tokens == 0) return;
+    const int32_t last = *std::max_element(batch.positions.begin(), batch.positions.end());
+    for (PageRotation& rotation : page_rotations_) rotation.Cover(last / kPageTokens + 1);
+  }
+
   // normed_ = norm(x) and the inputs of the next products.
   void NormedInputs(int64_t tokens, const LayerWeights& layer, VectorHandle norm, Activation x) {
     ForRows(tokens, 2 * x.width, [&](int64_t t) {
@@ -466,10 +477,12 @@ class CpuBackend final : public Backend {
     } else {
       std::copy_n(v, d, value.data());
     }
-    if (layer.k_norm) RmsNorm(k, Vector(layer.k_norm), d, layer.norm_eps, k);
-    Turn(batch, layer, token, k);
+    if (layouts_[layer.index].format != KvFormat::kSingle) {
+      if (layer.k_norm) RmsNorm(k, Vector(layer.k_norm), d, layer.norm_eps, k);
+      Turn(batch, layer, token, k);
+    }
     const FamilyLayout& family = Family(layer.spec.kind);
-    const KvLayout layout = Layout(layer);
+    const KvLayout& layout = layouts_[layer.index];
     uint8_t* page = family.pool.data() +
                     int64_t{batch.Page(layer.spec.kind, token)} * family.page_bytes +
                     family.layer_offset[layer.index] + head * layout.head_bytes();
@@ -546,9 +559,12 @@ class CpuBackend final : public Backend {
   std::array<bool, kKvFamilies> all_keys_ = {};
   BatchLimits limits_;
   RopeSet ropes_;
-  std::vector<int> rope_of_;  // by layer
+  std::vector<int> rope_of_;       // by layer
+  std::vector<KvLayout> layouts_;  // by layer
+  bool turns_on_read_ = false;     // some layer's pages are single
 
   // Activations and scratch: touched on the stream alone.
+  std::vector<PageRotation> page_rotations_;  // by rope; grow with the longest context
   std::vector<HugeBuffer> activations_;
   int64_t workspace_bytes_ = 0;
   std::vector<TokenId> sampled_ids_;  // see SampledIds

@@ -1,4 +1,4 @@
-// The CPU backend: packed weights, fp32 activations, pages in the "split" format.
+// The CPU backend: packed weights, fp32 activations, pages as docs/kv-cache.md describes them.
 #pragma once
 #include <memory>
 
@@ -6,6 +6,7 @@
 #include "kernels/thread_team.h"
 #include "worker/backend.h"
 #include "worker/cpu_backend_matrix.h"
+#include "worker/kv_choice.h"
 #include "worker/mapped_ranges.h"
 
 namespace lapidary {
@@ -13,6 +14,7 @@ namespace lapidary {
 struct CpuBackendOptions {
   ComputeType compute = ComputeType::kBf16;
   CpuArithmetic arithmetic;
+  KvChoice kv;
   int64_t max_step_tokens = 512;
   MappedRanges mapped;  // of the checkpoint, if its pages are to be given back
 };

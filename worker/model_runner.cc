@@ -65,10 +65,13 @@ class CpuModelRunner final : public ModelRunner {
     }
     arith_ = Name(*resolved);
 
+    ASSIGN_OR_RETURN(const KvChoice kv,
+                     ChooseKv(options.kv_format, options.kv_type, options.compute));
     const ModelWeights geometry = DescribeWeights(checkpoint.spec(), shard);
     backend_ = CreateCpuBackend(geometry,
                                 {.compute = options.compute,
                                  .arithmetic = Spread(options.compute, *resolved),
+                                 .kv = kv,
                                  .max_step_tokens = options.max_step_tokens,
                                  .mapped = MappedRanges::OfThisProcess()},
                                 *stream_, *team_);

@@ -24,6 +24,10 @@ struct RunnerOptions {
   ComputeType compute = ComputeType::kBf16;
   std::string arith =
       "auto";  // auto, or a kernels/gemm Arithmetic name: the group's resolved choice
+  // Pages of global K = V layers: auto, split, folded or single; and elements of all pages: auto
+  // (fp32 for fp32 compute, else bf16) or int8. Fixed for the life of the pools. Empty is auto.
+  std::string kv_format = "auto";
+  std::string kv_type = "auto";
   int threads = 1;
   std::vector<int> cpus;      // pinning, one per thread; empty: none
   int max_step_tokens = 512;  // sizes the workspace

@@ -220,6 +220,8 @@ absl::Status WorkerSession::LoadWeights() {
   RunnerOptions& options = request.options;
   ASSIGN_OR_RETURN(options.compute, ParseComputeType(assignment_.compute()));
   options.arith = assignment_.arith().empty() ? "auto" : assignment_.arith();
+  options.kv_format = assignment_.kv_format();
+  options.kv_type = assignment_.kv_type();
   options.threads = config_.threads;
   options.cpus = config_.cpus;
   options.max_step_tokens = static_cast<int>(assignment_.max_step_tokens());

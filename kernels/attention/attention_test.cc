@@ -301,10 +301,11 @@ TEST(AttentionTest, SequencesSideBySideGetWhatTheyGetAlone) {
   EXPECT_EQ(std::vector<float>(q.begin() + width, q.end()), alone_b);
 }
 
-// fp32 pages of one K = V layer in three formats: what differs is the order of sums (2e-5, as above)
-// and for single pages the angle, by at most 2^-23 t f_i. A pair of q and of k have about the sizes
-// 2 sqrt(2 / 512) and sqrt(2); the f_i of 64 pairs sum to 18.4: a score at token 150 moves by at most
-// 0.177 * 2^-23 * 150 * 18.4 = 6e-5, an output of unit values by at most twice that.
+// fp32 pages of one K = V layer in three formats: what differs is the order of sums (2e-5, as
+// above) and for single pages the angle, by at most 2^-23 t f_i. A pair of q and of k have about
+// the sizes 2 sqrt(2 / 512) and sqrt(2); the f_i of 64 pairs sum to 18.4: a score at token 150
+// moves by at most 0.177 * 2^-23 * 150 * 18.4 = 6e-5, an output of unit values by at most twice
+// that.
 TEST(AttentionTest, FormatsAgree) {
   const int tokens = 150;
   const Case split{512, {0, 8}, 0, KvType::kFp32, KvFormat::kSplit, 64};

@@ -97,6 +97,8 @@ absl::StatusOr<std::unique_ptr<GoldenGroup>> GoldenGroup::Create(const std::stri
   RunnerOptions runner_options;
   runner_options.compute = options.compute;
   runner_options.arith = options.arith;
+  runner_options.kv_format = options.kv_format;
+  runner_options.kv_type = options.kv_type;
   runner_options.max_step_tokens = kMaxStepTokens;
   runner_options.max_logits_rows = options.max_logits_rows;
   runner_options.max_context = spec.max_context;

@@ -43,6 +43,8 @@ struct GroupOptions {
   int tp = 1;
   ComputeType compute = ComputeType::kFp32;
   std::string arith = "auto";
+  std::string kv_format = "auto";
+  std::string kv_type = "auto";
   int max_logits_rows = 576;
   int zeroed_rank = -1;  // this rank reads zeros instead of its weights
 };

@@ -44,11 +44,12 @@ std::map<std::pair<std::string, int>, Comparison>& Table() {
 class PrintTable : public ::testing::Environment {
  public:
   void TearDown() override {
-    std::printf("\n%-16s %-14s %4s  %-22s %s\n", "checkpoint", "family", "TP",
+    std::printf("\n%-24s %-14s %4s  %-22s %s\n", "checkpoint", "family", "TP",
                 "max |log-prob error|", "tokens identical");
     for (const auto& [key, row] : Table()) {
-      const absl::StatusOr<GoldenModel> model = ReadGolden(key.first);
-      std::printf("%-16s %-14s %4d  %-22.1e %d of %d\n", key.first.c_str(),
+      const absl::StatusOr<GoldenModel> model =
+          ReadGolden(key.first.substr(0, key.first.find(',')));
+      std::printf("%-24s %-14s %4d  %-22.1e %d of %d\n", key.first.c_str(),
                   model.ok() ? model->family.c_str() : "?", key.second, row.max_error,
                   row.tokens_identical, row.tokens);
     }
@@ -147,16 +148,16 @@ absl::Status RunTogether(GoldenGroup& group, std::vector<CaseRun*> runs, int chu
 
 class GoldenTest : public ::testing::TestWithParam<std::tuple<std::string, int>> {};
 
-TEST_P(GoldenTest, AgreesWithTransformers) {
-  const auto& [name, tp] = GetParam();
+// All cases of a checkpoint, in chunks of several sizes.
+void CompareWithTransformers(const std::string& name, int tp, const std::string& kv_format,
+                             Comparison& comparison) {
   const absl::StatusOr<GoldenModel> model = ReadGolden(name);
   ASSERT_TRUE(model.ok()) << model.status();
-  Comparison comparison;
   // Whole prompts alone, with the logits in slices; then all cases mixed into one batch, where one
   // may decode while another is still being read.
   const std::vector<std::pair<int, bool>> chunks_and_mixed = {{4096, false}, {7, true}, {1, true}};
   for (const auto& [chunk, mixed] : chunks_and_mixed) {
-    GroupOptions options{.tp = tp};
+    GroupOptions options{.tp = tp, .kv_format = kv_format};
     if (!mixed) options.max_logits_rows = 100;
     absl::StatusOr<std::unique_ptr<GoldenGroup>> group = GoldenGroup::Create(model->path, options);
     ASSERT_TRUE(group.ok()) << group.status();
@@ -176,9 +177,15 @@ TEST_P(GoldenTest, AgreesWithTransformers) {
       }
     }
   }
-  Table()[{name, tp}] = comparison;
+  Table()[{name + (kv_format == "auto" ? "" : ", " + kv_format), tp}] = comparison;
   EXPECT_LE(comparison.max_error, kMaxLogProbError) << comparison.worst;
   EXPECT_EQ(comparison.tokens_identical, comparison.tokens);
+}
+
+TEST_P(GoldenTest, AgreesWithTransformers) {
+  const auto& [name, tp] = GetParam();
+  Comparison comparison;
+  CompareWithTransformers(name, tp, "auto", comparison);
 }
 
 INSTANTIATE_TEST_SUITE_P(Families, GoldenTest, Combine(ValuesIn(GoldenNames()), Values(1, 2, 4)),
@@ -186,6 +193,26 @@ INSTANTIATE_TEST_SUITE_P(Families, GoldenTest, Combine(ValuesIn(GoldenNames()), 
                            std::string name = std::get<0>(info.param);
                            std::replace(name.begin(), name.end(), '-', '_');
                            return name + "_tp" + std::to_string(std::get<1>(info.param));
+                         });
+
+// Global pages of K = V layers in every format, for the checkpoints that have such layers.
+class KvFormatTest : public ::testing::TestWithParam<std::tuple<std::string, int, std::string>> {};
+
+TEST_P(KvFormatTest, AgreesWithTransformers) {
+  const auto& [name, tp, format] = GetParam();
+  Comparison comparison;
+  CompareWithTransformers(name, tp, format, comparison);
+}
+
+INSTANTIATE_TEST_SUITE_P(KeyIsValue, KvFormatTest,
+                         Combine(Values("dense-awkward", "dense-gpu", "moe-awkward", "moe-gpu",
+                                        "unified-awkward", "unified-gpu"),
+                                 Values(1, 2), Values("split", "folded", "single")),
+                         [](const auto& info) {
+                           std::string name = std::get<0>(info.param);
+                           std::replace(name.begin(), name.end(), '-', '_');
+                           return name + "_tp" + std::to_string(std::get<1>(info.param)) + "_" +
+                                  std::get<2>(info.param);
                          });
 
 // What `lapidary inspect` says a rank holds is what it holds.

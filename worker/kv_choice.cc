@@ -1,0 +1,47 @@
+#include "worker/kv_choice.h"
+
+#include "absl/strings/str_format.h"
+
+namespace lapidary {
+
+absl::StatusOr<KvChoice> ChooseKv(std::string_view format, std::string_view type,
+                                  ComputeType compute) {
+  KvChoice choice;
+  if (format.empty() || format == "auto" || format == "folded") {
+    choice.format = KvFormat::kFolded;  // docs/kv-cache.md has the measurements
+  } else if (format == "single") {
+    choice.format = KvFormat::kSingle;
+  } else if (format != "split") {
+    return absl::InvalidArgumentError(
+        absl::StrFormat("the KV format \"%s\" is none of auto, split, folded and single", format));
+  }
+  if (type == "int8") {
+    choice.type = KvType::kInt8;
+  } else if (type.empty() || type == "auto") {
+    choice.type = compute == ComputeType::kFp32 ? KvType::kFp32 : KvType::kBf16;
+  } else {
+    return absl::InvalidArgumentError(
+        absl::StrFormat("the KV type \"%s\" is neither auto nor int8", type));
+  }
+  return choice;
+}
+
+std::vector<KvLayout> PlaceKv(const std::vector<LayerWeights>& layers, const KvChoice& choice) {
+  std::vector<bool> shared(layers.size(), false);
+  for (const LayerWeights& layer : layers) {
+    if (!layer.owns_kv()) shared[layer.spec.kv_owner] = true;
+  }
+  std::vector<KvLayout> layouts;
+  for (const LayerWeights& layer : layers) {
+    KvLayout layout{.type = choice.type, .head_dim = layer.spec.head_dim};
+    if (layer.spec.k_eq_v && layer.v_norm && layer.spec.kind == KvFamily::kGlobal &&
+        layer.owns_kv() && !shared[layer.index]) {
+      layout.format = choice.format;
+      if (choice.format != KvFormat::kSplit) layout.rotated_pairs = layer.spec.rope.rotated_pairs;
+    }
+    layouts.push_back(layout);
+  }
+  return layouts;
+}
+
+}  // namespace lapidary
