@@ -1,105 +1,30 @@
+// The life of a request: submission, pause, cancellation, completion. engine/scheduler_plan.cc
+// chooses the steps.
 #include "engine/scheduler.h"
 
 #include <algorithm>
-#include <deque>
-#include <map>
 #include <memory>
-#include <unordered_map>
 #include <utility>
 
 #include "absl/strings/str_format.h"
 #include "common/base/check.h"
-#include "engine/kv_manager.h"
-#include "engine/request_state.h"
+#include "engine/token_budget_scheduler.h"
 
 namespace lapidary {
 
-namespace {
+std::unique_ptr<Scheduler> Scheduler::Create(const SchedulerConfig& config) {
+  return std::make_unique<TokenBudgetScheduler>(config);
+}
 
-// Requests by age, the oldest first. One total order decides who is planned first, who is admitted
-// next, and (from its end) who is preempted: so the oldest request always makes progress.
-using ByAge = std::map<uint64_t, RequestState*>;
-
-struct RowInFlight {
-  RequestState* request;
-  int32_t start;
-  int32_t len;
-  bool samples;
-};
-
-struct StepInFlight {
-  uint64_t step;
-  std::vector<RowInFlight> rows;
-};
-
-// A step while it is being planned.
-struct Draft {
-  StepPlan plan;
-  StepInFlight step;
-  int32_t budget_left;          // tokens
-  bool short_of_pages = false;  // a running request lacks some: nobody is admitted
-  double now;
-};
-
-class TokenBudgetScheduler final : public Scheduler {
- public:
-  explicit TokenBudgetScheduler(const SchedulerConfig& config)
-      : config_(config), kv_(config.pages, config.window) {
-    LAPIDARY_CHECK(config.max_context > 0 && config.max_running > 0 && config.max_step_tokens > 0);
-    LAPIDARY_CHECK(config.max_in_flight > 0);
-  }
-
-  absl::Status Submit(EngineRequest request, double now) override;
-  void Cancel(RequestId id) override;
-  void Pause(RequestId id) override;
-  void Resume(RequestId id) override;
-  std::optional<StepPlan> Plan(double now) override;
-  std::vector<EngineEvent> Complete(const StepResult& result, double now) override;
-  std::vector<EngineEvent> TakeEvents() override { return std::exchange(events_, {}); }
-  bool idle() const override { return requests_.empty(); }
-  bool has_work() const override { return static_cast<int32_t>(requests_.size()) > paused_; }
-  EngineStats stats() const override;
-
- private:
-  absl::Status CheckCanEverFit(const RequestState& request) const;
-
-  // Planning. A row is planned whole or cut to what the budget and the free pages allow.
-  void PlanRunning(Draft& draft);
-  void Admit(Draft& draft);
-  bool AddRow(RequestState& request, Draft& draft);
-  bool PreemptYoungest(const RequestState& beneficiary, Draft& draft);
-  void Preempt(RequestState& victim);
-  void Evict(RequestState& request);
-  void Enqueue(RequestState& request);
-  void Park(RequestState& request);
-  bool HasRoomFor(const RequestState& request) const;
-  std::array<int32_t, kKvFamilies> PagesSoon(const RequestState& request) const;
-
-  // Completion.
-  void CompleteRow(const RowInFlight& row, const StepResultRow& result,
-                   std::vector<EngineEvent>& events);
-  void TakeSampled(RequestState& request, const std::vector<ScoredToken>& sampled,
-                   EngineEvent& event);
-  void Leave(RequestState& request);
-  void Retire(RequestState& request);
-  void Release(RequestState& request);
-  void FailHead();
-
-  const SchedulerConfig config_;
-  KvManager kv_;
-  std::unordered_map<RequestId, std::unique_ptr<RequestState>> requests_;
-  ByAge waiting_;
-  ByAge running_;
-  int32_t paused_ = 0;   // requests that are neither waiting, running nor retiring
-  int32_t leaving_ = 0;  // whose pages come back when their rows in flight are done
-  std::deque<StepInFlight> in_flight_;
-  std::vector<RequestId> finished_;  // for the ranks to forget, with the next plan
-  std::vector<EngineEvent> events_;  // of no step: cancellations, failures
-  uint64_t next_order_ = 0;
-  uint64_t next_step_ = 1;
-  int64_t waiting_tokens_ = 0;
-  EngineStats totals_;  // the counters; gauges are filled by stats()
-};
+TokenBudgetScheduler::TokenBudgetScheduler(const SchedulerConfig& config)
+    : config_(config),
+      kv_(config.pages, config.window),
+      queues_{FairQueue(config.tenant_weights), FairQueue(config.tenant_weights)},
+      output_share_{OutputShare(config.expected_output_share),
+                    OutputShare(config.expected_output_share)} {
+  LAPIDARY_CHECK(config.max_context > 0 && config.max_running > 0 && config.max_step_tokens > 0);
+  LAPIDARY_CHECK(config.max_in_flight > 0);
+}
 
 absl::Status TokenBudgetScheduler::Submit(EngineRequest request, double now) {
   const NewSequence& sequence = request.sequence;
@@ -128,25 +53,24 @@ absl::Status TokenBudgetScheduler::Submit(EngineRequest request, double now) {
   auto state = std::make_unique<RequestState>();
   state->sequence = std::move(request.sequence);
   state->order = next_order_;
+  state->priority = request.priority;
   state->submit_time = request.submit_time > 0 ? request.submit_time : now;
+  state->deadline = request.deadline;
   state->end_len = static_cast<int32_t>(
       std::min<int64_t>(state->sequence.prompt_len + max_tokens, config_.max_context));
   state->scored_len = generated > 0 ? state->sequence.prompt_len : 1;
   if (absl::Status fits = CheckCanEverFit(*state); !fits.ok()) return fits;
-  if (static_cast<int32_t>(waiting_.size()) >= config_.max_queued) {
-    return absl::ResourceExhaustedError(
-        absl::StrFormat("request %d found %d requests waiting, the limit is %d: try again later",
-                        id.value, waiting_.size(), config_.max_queued));
-  }
+  if (absl::Status room = CheckQueue(*state); !room.ok()) return room;
   ++next_order_;
+  state->tenant = queue(state->priority).Join(request.tenant);
+  if (state->deadline > 0) deadlines_[{state->deadline, state->order}] = state.get();
   Enqueue(*state);
   requests_[id] = std::move(state);
   return absl::OkStatus();
 }
 
 absl::Status TokenBudgetScheduler::CheckCanEverFit(const RequestState& request) const {
-  // The last token is sampled and never computed on.
-  const int32_t kv_len = std::max(request.total_len(), request.end_len - 1);
+  const int32_t kv_len = LargestKvLen(request.total_len(), request.end_len);
   const std::array<int32_t, kKvFamilies> need = kv_.PagesAtLength(kv_len);
   for (KvFamily family : {KvFamily::kSliding, KvFamily::kGlobal}) {
     const int32_t needed = need[static_cast<int>(family)];
@@ -161,14 +85,39 @@ absl::Status TokenBudgetScheduler::CheckCanEverFit(const RequestState& request) 
   return absl::OkStatus();
 }
 
+// Batch work queues behind everything, interactive work only behind its like: a full batch queue
+// refuses no interactive request. An empty queue takes a request of any length.
+absl::Status TokenBudgetScheduler::CheckQueue(const RequestState& request) const {
+  const bool batch = request.priority == Priority::kBatch;
+  const int32_t ahead = batch ? waiting() : queue(Priority::kInteractive).size();
+  const int64_t tokens = waiting_tokens_[0] + (batch ? waiting_tokens_[1] : 0);
+  if (ahead >= config_.max_queued) {
+    return absl::ResourceExhaustedError(
+        absl::StrFormat("request %d found %d requests waiting, the limit is %d: try again later",
+                        request.sequence.id.value, ahead, config_.max_queued));
+  }
+  if (config_.max_queued_tokens > 0 && ahead > 0 &&
+      tokens + request.total_len() > config_.max_queued_tokens) {
+    return absl::ResourceExhaustedError(absl::StrFormat(
+        "request %d of %d tokens found %d tokens waiting, the limit is %d: try again later",
+        request.sequence.id.value, request.total_len(), tokens, config_.max_queued_tokens));
+  }
+  return absl::OkStatus();
+}
+
+double TokenBudgetScheduler::RetryAfterSeconds() const {
+  const double pace = cost_.tokens_per_second();
+  if (pace <= 0) return 1;
+  // The share of interactive requests stands for both: it is a hint.
+  const double work = static_cast<double>(waiting_tokens_[0] + waiting_tokens_[1]) +
+                      output_share_[0].share() * static_cast<double>(waiting_output_);
+  return std::max(work / pace, 1.0);
+}
+
 void TokenBudgetScheduler::Cancel(RequestId id) {
   const auto it = requests_.find(id);
   if (it == requests_.end() || it->second->phase == RequestPhase::kRetiring) return;
-  EngineEvent event;
-  event.id = id;
-  event.finish = FinishReason::kCancelled;
-  events_.push_back(std::move(event));
-  Retire(*it->second);
+  End(*it->second, FinishReason::kCancelled);
 }
 
 void TokenBudgetScheduler::Pause(RequestId id) {
@@ -176,9 +125,11 @@ void TokenBudgetScheduler::Pause(RequestId id) {
   if (it == requests_.end()) return;
   RequestState& request = *it->second;
   if (request.phase == RequestPhase::kRunning) {
+    if (!request.leaving()) ++leaving_;
     request.pausing = true;
-    if (request.rows_in_flight == 0) Park(request);
+    if (request.rows_in_flight == 0) Leave(request);
   } else if (request.phase == RequestPhase::kWaiting) {
+    Dequeue(request);
     Park(request);
   }
 }
@@ -187,189 +138,76 @@ void TokenBudgetScheduler::Resume(RequestId id) {
   const auto it = requests_.find(id);
   if (it == requests_.end()) return;
   RequestState& request = *it->second;
+  if (request.pausing && !request.preempting) --leaving_;
   request.pausing = false;
   if (request.phase != RequestPhase::kPaused) return;
   --paused_;
   Enqueue(request);
 }
 
-std::optional<StepPlan> TokenBudgetScheduler::Plan(double now) {
-  if (static_cast<int32_t>(in_flight_.size()) >= config_.max_in_flight) return std::nullopt;
-  Draft draft;
-  draft.budget_left = config_.max_step_tokens;
-  draft.now = now;
-  PlanRunning(draft);
-  // What was just taken from the youngest must not be given to it again.
-  if (!draft.short_of_pages) Admit(draft);
-  if (draft.plan.rows.empty()) {
-    if (in_flight_.empty() && has_work()) FailHead();
-    return std::nullopt;
-  }
-  draft.plan.epoch = config_.epoch;
-  draft.plan.step = draft.step.step = next_step_++;
-  draft.plan.finished = std::exchange(finished_, {});
-  in_flight_.push_back(std::move(draft.step));
-  ++totals_.steps;
-  return std::move(draft.plan);
-}
-
-void TokenBudgetScheduler::PlanRunning(Draft& draft) {
-  // Decode first: one token each, for whoever waits for the next one. Then prompts, oldest first.
-  // Preemption erases only entries younger than the one at hand, so the iterator stays good.
-  for (const bool decode : {true, false}) {
-    for (auto it = running_.begin(); it != running_.end(); ++it) {
-      RequestState& request = *it->second;
-      if (request.schedulable() && decode == (request.unscheduled() == 1)) AddRow(request, draft);
-    }
-  }
-}
-
-void TokenBudgetScheduler::Admit(Draft& draft) {
-  // A step never has more rows than tokens, so each running sequence gets a token in each step.
-  const auto max_running =
-      static_cast<size_t>(std::min(config_.max_running, config_.max_step_tokens));
-  while (!waiting_.empty() && running_.size() < max_running && draft.budget_left > 0) {
-    RequestState& head = *waiting_.begin()->second;
-    if (!HasRoomFor(head)) return;
-    waiting_.erase(head.order);
-    waiting_tokens_ -= head.total_len();
-    running_[head.order] = &head;
-    head.phase = RequestPhase::kRunning;
-    if (!AddRow(head, draft)) return;
-  }
-}
-
-// Adds the next row of a running request; false when neither budget nor pages allow one.
-bool TokenBudgetScheduler::AddRow(RequestState& request, Draft& draft) {
-  const int32_t start = request.scheduled_len;
-  const int32_t wanted = start + std::min(request.unscheduled(), draft.budget_left);
-  if (wanted == start) return false;
-  int32_t end = kv_.ReachableLength(request.pages, wanted);
-  while (end <= start) {
-    if (!PreemptYoungest(request, draft)) return false;
-    end = kv_.ReachableLength(request.pages, wanted);
-  }
-  const SamplingParams& sampling = request.sequence.sampling;
-  const int32_t last_scored = std::min(end, request.sequence.prompt_len - 1);
-  const bool scores =
-      sampling.prompt_logprobs >= 0 && last_scored >= std::max(request.scored_len, start + 1);
-  PlanRow row;
-  row.seq = request.sequence.id;
-  row.start = start;
-  row.len = end - start;
-  row.samples = end == request.pending_len() && request.wants_sample();
-  row.needs_host_mask = row.samples && request.sequence.needs_host_mask;
-  if (request.samples_in_flight > 0) {
-    row.source = InputSource::kSampled;
-    row.source_step = request.sample_step;
-    row.source_row = request.sample_row;
-  }
-  row.logits = scores ? LogitsMask::kAll : row.samples ? LogitsMask::kLast : LogitsMask::kNone;
-  row.pages_added = kv_.Extend(request.pages, end);
-  if (!request.known_to_ranks) draft.plan.added.push_back(request.sequence);
-
-  const bool decodes = row.len == 1 && row.samples && end > request.sequence.prompt_len;
-  (decodes ? totals_.decode_rows : totals_.prefill_tokens) += static_cast<uint64_t>(row.len);
-  draft.step.rows.push_back({&request, start, row.len, row.samples});
-  request.known_to_ranks = true;
-  request.scheduled_len = end;
-  if (row.samples) {
-    ++request.samples_in_flight;
-    request.sample_step = next_step_;
-    request.sample_row = static_cast<int32_t>(draft.plan.rows.size());
-  }
-  ++request.rows_in_flight;
-  if (request.queue_seconds < 0) {
-    request.queue_seconds = std::max(draft.now - request.submit_time, 0.0);
-  }
-  draft.budget_left -= row.len;
-  draft.plan.rows.push_back(std::move(row));
-  return true;
-}
-
-// Takes the pages of the youngest request that is younger than the beneficiary, and queues it
-// again: its tokens will be computed anew. When its pages are being read it gets no more rows, and
-// loses them once those in flight are done; nobody else is asked meanwhile. False when there is
-// nothing to be had now.
-bool TokenBudgetScheduler::PreemptYoungest(const RequestState& beneficiary, Draft& draft) {
-  draft.short_of_pages = true;
-  if (leaving_ > 0) return false;
-  RequestState& victim = *running_.rbegin()->second;
-  if (victim.order <= beneficiary.order) return false;
-  if (victim.rows_in_flight > 0) {
-    victim.preempting = true;
-    ++leaving_;
-    return false;
-  }
-  Preempt(victim);
-  return true;
-}
-
-void TokenBudgetScheduler::Preempt(RequestState& victim) {
-  Evict(victim);
-  Enqueue(victim);
-  ++totals_.preemptions;
-}
-
-// Takes a request that has nothing in flight out of the running ones, with all that was computed.
-void TokenBudgetScheduler::Evict(RequestState& request) {
-  running_.erase(request.order);
-  kv_.FreeAll(request.pages);
-  if (request.known_to_ranks) finished_.push_back(request.sequence.id);
-  request.known_to_ranks = false;
-  request.computed_len = request.scheduled_len = 0;
-}
-
 void TokenBudgetScheduler::Enqueue(RequestState& request) {
   request.phase = RequestPhase::kWaiting;
-  waiting_[request.order] = &request;
-  waiting_tokens_ += request.total_len();
+  queue(request.priority).Push(request.tenant, request.order, &request);
+  CountWaiting(request, 1);
 }
 
-// Sets a request that has nothing in flight aside until Resume().
+void TokenBudgetScheduler::Dequeue(RequestState& request) {
+  LAPIDARY_CHECK(queue(request.priority).Remove(request.tenant, request.order));
+  CountWaiting(request, -1);
+}
+
+void TokenBudgetScheduler::CountWaiting(const RequestState& request, int sign) {
+  waiting_tokens_[static_cast<int>(request.priority)] += sign * request.total_len();
+  waiting_output_ += sign * (request.end_len - request.total_len());
+}
+
+void TokenBudgetScheduler::StopRunning(RequestState& request) {
+  running_.erase(request.rank);
+  --running_of_[static_cast<int>(request.priority)];
+  if (request.leaving()) --leaving_;
+  request.preempting = request.pausing = false;
+}
+
+// Sets a request that is neither queued nor running aside until Resume().
 void TokenBudgetScheduler::Park(RequestState& request) {
-  if (waiting_.erase(request.order) > 0) {
-    waiting_tokens_ -= request.total_len();
-  } else {
-    Evict(request);
-  }
-  request.pausing = false;
   request.phase = RequestPhase::kPaused;
   ++paused_;
 }
 
-// The pages a request needs to compute all tokens it has and one more page of output.
-std::array<int32_t, kKvFamilies> TokenBudgetScheduler::PagesSoon(
-    const RequestState& request) const {
-  const int32_t last = std::max(request.total_len(), request.end_len - 1);
-  return kv_.PagesAtLength(std::min(request.total_len() + kPageTokens, last));
+// A running request that has nothing in flight goes where it was told to: preempted it loses its
+// pages, paused it keeps them until somebody needs them.
+void TokenBudgetScheduler::Leave(RequestState& request) {
+  const bool preempted = request.preempting, paused = request.pausing;
+  StopRunning(request);
+  if (preempted) {
+    FreePages(request);
+    ++totals_.preemptions;
+  } else if (request.holds_pages()) {
+    holders_[request.rank] = &request;
+  }
+  paused ? Park(request) : Enqueue(request);
 }
 
-// Whether a request can be admitted so that neither it nor a running one will soon be preempted:
-// what the running ones still lack is reserved for them. Alone in the pools it always has room.
-bool TokenBudgetScheduler::HasRoomFor(const RequestState& request) const {
-  std::array<int32_t, kKvFamilies> needed = PagesSoon(request);
-  for (const auto& entry : running_) {
-    const RequestState& other = *entry.second;
-    const std::array<int32_t, kKvFamilies> soon = PagesSoon(other);
-    for (KvFamily family : {KvFamily::kSliding, KvFamily::kGlobal}) {
-      const int f = static_cast<int>(family);
-      needed[f] += std::max(soon[f] - other.pages.live(family), 0);
-    }
-  }
-  for (KvFamily family : {KvFamily::kSliding, KvFamily::kGlobal}) {
-    if (needed[static_cast<int>(family)] > kv_.pool(family).free()) return false;
-  }
-  return true;
+// Takes the pages of a request that has nothing in flight, with all that was computed.
+void TokenBudgetScheduler::FreePages(RequestState& request) {
+  kv_.FreeAll(request.pages);
+  if (request.known_to_ranks) finished_.push_back(request.sequence.id);
+  request.known_to_ranks = false;
+  request.lost_len = std::max(request.lost_len, request.computed_len);
+  request.computed_len = request.scheduled_len = 0;
 }
 
-std::vector<EngineEvent> TokenBudgetScheduler::Complete(const StepResult& result, double) {
+std::vector<EngineEvent> TokenBudgetScheduler::Complete(const StepResult& result, double now) {
   LAPIDARY_CHECK(!in_flight_.empty() && in_flight_.front().step == result.step);
   const StepInFlight step = std::move(in_flight_.front());
   in_flight_.pop_front();
   LAPIDARY_CHECK(step.rows.size() == result.rows.size());
+  cost_.Observe(step.decode_rows, step.prompt_tokens,
+                result.forward_seconds + result.sample_seconds);
   std::vector<EngineEvent> events;
+  events.reserve(step.rows.size());
   for (size_t i = 0; i < step.rows.size(); ++i) CompleteRow(step.rows[i], result.rows[i], events);
+  EndLate(now);
   for (EngineEvent& event : TakeEvents()) events.push_back(std::move(event));
   return events;
 }
@@ -381,7 +219,7 @@ void TokenBudgetScheduler::CompleteRow(const RowInFlight& row, const StepResultR
   --request.rows_in_flight;
   if (request.phase == RequestPhase::kRetiring) {  // ended meanwhile: what it computed is dropped
     if (request.rows_in_flight == 0) {
-      --leaving_;
+      retiring_.erase(std::find(retiring_.begin(), retiring_.end(), &request));
       Release(request);
     }
     return;
@@ -406,12 +244,15 @@ void TokenBudgetScheduler::CompleteRow(const RowInFlight& row, const StepResultR
     request.queue_reported = true;
   }
   if (event.finish != FinishReason::kNone) {
+    if (event.finish != FinishReason::kError) {
+      output_share_[static_cast<int>(request.priority)].Observe(
+          request.generated(), request.end_len - request.sequence.prompt_len);
+    }
     Retire(request);
-  } else if (request.leaving() && request.rows_in_flight == 0) {
-    Leave(request);
   } else {
     // Every row still in flight starts at computed_len or later.
     kv_.FreeBehindWindow(request.pages, request.computed_len);
+    if (request.leaving() && request.rows_in_flight == 0) Leave(request);
   }
   if (!event.tokens.empty() || !event.prompt_scored.empty() || event.queue_seconds >= 0 ||
       event.finish != FinishReason::kNone) {
@@ -426,6 +267,8 @@ void TokenBudgetScheduler::TakeSampled(RequestState& request,
   for (const ScoredToken& token : sampled) {
     event.tokens.push_back(token);
     request.sequence.tokens.push_back(token.id);
+    queue(request.priority).Charge(request.tenant, 1);
+    request.charged_len = request.total_len();
     if (std::find(stops.begin(), stops.end(), token.id) != stops.end()) {
       event.finish = FinishReason::kStop;
       event.stop_id = token.id;
@@ -444,66 +287,73 @@ void TokenBudgetScheduler::TakeSampled(RequestState& request,
   }
 }
 
-// A running request whose last row has come back goes where it was told to.
-void TokenBudgetScheduler::Leave(RequestState& request) {
-  const bool pausing = request.pausing;
-  if (request.preempting) {
-    request.preempting = false;
-    --leaving_;
-    Preempt(request);
-  }
-  if (pausing) Park(request);
+// Ends a request by no result of its own.
+void TokenBudgetScheduler::End(RequestState& request, FinishReason finish, absl::Status error) {
+  EngineEvent event;
+  event.id = request.sequence.id;
+  event.finish = finish;
+  event.error = std::move(error);
+  events_.push_back(std::move(event));
+  Retire(request);
 }
 
-// Ends a request. Its pages and its id stay until no row in flight reads them.
+// Takes a request out of wherever it is. Its pages and its id stay until no row in flight reads
+// them.
 void TokenBudgetScheduler::Retire(RequestState& request) {
-  if (waiting_.erase(request.order) > 0) waiting_tokens_ -= request.total_len();
-  running_.erase(request.order);
-  if (request.phase == RequestPhase::kPaused) --paused_;
-  if (request.preempting) --leaving_;
+  switch (request.phase) {
+    case RequestPhase::kWaiting:
+      Dequeue(request);
+      break;
+    case RequestPhase::kRunning:
+      StopRunning(request);
+      break;
+    case RequestPhase::kPaused:
+      --paused_;
+      break;
+    case RequestPhase::kRetiring:
+      return;
+  }
   request.phase = RequestPhase::kRetiring;
-  request.rows_in_flight == 0 ? Release(request) : void(++leaving_);
+  if (request.deadline > 0) deadlines_.erase({request.deadline, request.order});
+  if (request.rows_in_flight > 0) {
+    retiring_.push_back(&request);
+  } else {
+    Release(request);
+  }
 }
 
 void TokenBudgetScheduler::Release(RequestState& request) {
+  if (request.admitted) holders_.erase(request.rank);
+  FreePages(request);
+  queue(request.priority).Leave(request.tenant);
   const RequestId id = request.sequence.id;
-  kv_.FreeAll(request.pages);
-  if (request.known_to_ranks) finished_.push_back(id);
   requests_.erase(id);
 }
 
 // Nothing could be planned and nothing will come back that changes this: rather one clear error
 // than a loop. What Submit() lets in can always run alone, so this means a bug.
 void TokenBudgetScheduler::FailHead() {
-  RequestState& head = running_.empty() ? *waiting_.begin()->second : *running_.begin()->second;
-  EngineEvent event;
-  event.id = head.sequence.id;
-  event.finish = FinishReason::kError;
-  event.error = absl::InternalError(absl::StrFormat(
-      "request %d of %d tokens can not go on: %d sliding and %d global KV pages are free",
-      head.sequence.id.value, head.total_len(), kv_.pool(KvFamily::kSliding).free(),
-      kv_.pool(KvFamily::kGlobal).free()));
-  events_.push_back(std::move(event));
-  Retire(head);
+  RequestState& head = running_.empty() ? *NextToAdmit() : *running_.begin()->second;
+  End(head, FinishReason::kError,
+      absl::InternalError(absl::StrFormat(
+          "request %d of %d tokens can not go on: %d sliding and %d global KV pages are free",
+          head.sequence.id.value, head.total_len(), kv_.pool(KvFamily::kSliding).free(),
+          kv_.pool(KvFamily::kGlobal).free())));
 }
 
 EngineStats TokenBudgetScheduler::stats() const {
   EngineStats stats = totals_;
-  stats.waiting = static_cast<int32_t>(waiting_.size());
+  stats.waiting = waiting();
   stats.running = static_cast<int32_t>(running_.size());
   stats.paused = paused_;
-  stats.waiting_tokens = waiting_tokens_;
+  stats.waiting_batch = queue(Priority::kBatch).size();
+  stats.running_batch = running_of_[static_cast<int>(Priority::kBatch)];
+  stats.waiting_tokens = waiting_tokens_[0] + waiting_tokens_[1];
   for (KvFamily family : {KvFamily::kSliding, KvFamily::kGlobal}) {
     stats.pages_used[static_cast<int>(family)] = kv_.pool(family).used();
     stats.pages_total[static_cast<int>(family)] = kv_.pool(family).total();
   }
   return stats;
-}
-
-}  // namespace
-
-std::unique_ptr<Scheduler> Scheduler::Create(const SchedulerConfig& config) {
-  return std::make_unique<TokenBudgetScheduler>(config);
 }
 
 }  // namespace lapidary

@@ -34,6 +34,9 @@ struct SchedulerConfig {
   double step_seconds_target = 0;
   // Shares of tenants that wait, by name; 1 for those not named.
   std::map<std::string, double> tenant_weights;
+  // Of the tokens that requests may generate, the share that they are taken to use at admission
+  // until some have ended and the truth is known. 1: everybody's whole max_tokens is reserved.
+  double expected_output_share = 0.5;
   bool prefix_cache = false;
   uint64_t epoch = 1;
 };
@@ -103,11 +106,12 @@ class Scheduler {
   virtual absl::Status Submit(EngineRequest request, double now) = 0;
   // Ends a request; its pages are freed once no submitted step reads them. Unknown ids are ignored.
   virtual void Cancel(RequestId id) = 0;
-  // Plans no more of a request: its pages are freed once no submitted step reads them, its tokens
-  // kept; those that steps in flight sample are still reported. Unknown ids are ignored.
+  // Plans no more of a request; what steps in flight sample is still reported. Its pages stay until
+  // somebody lacks pages: then they are taken, before anybody is preempted, and its tokens kept.
+  // Unknown ids are ignored.
   virtual void Pause(RequestId id) = 0;
-  // Queues a paused request again in its old place: it is recomputed. Unknown ids and requests that
-  // are not paused are ignored.
+  // Queues a paused request again in its old place: it goes on, or is recomputed when its pages
+  // were taken. Unknown ids and requests that are not paused are ignored.
   virtual void Resume(RequestId id) = 0;
   // The next step, or nothing when there is nothing to compute (or enough is in flight).
   virtual std::optional<StepPlan> Plan(double now) = 0;

@@ -3,13 +3,22 @@
 //   scheduler_golden_test --rewrite     writes the part below the dashes anew; commit only a
 //                                       difference that you can explain
 //
-// Commands, one a line ('#' begins a comment):
+// clang-format off
+// Commands, one a line, each a second later than the one before ('#' begins a comment):
 //   config pages=S,G window=N max_context=N max_running=N max_step_tokens=N max_queued=N
-//   in_flight=N submit NAME prompt=N max=N [generated=N] [stop=ID] [prompt_logprobs=N]
-//   [host_mask=1] cancel NAME   pause NAME   resume NAME plan                    the next step, not
-//   completed yet complete [NAME=ID ...]  the oldest step in flight; a row samples ID, or 1000 +
-//   its position step [NAME=ID ...]      plan, then complete steps N                 N times quiet
-//   N                 the same, and only the last is shown stats
+//          max_queued_tokens=N in_flight=N share=PERCENT target_ms=N weight_TENANT=N
+//   cost row_ms=N token_ms=N       how long steps take from now on: per row of 1, per prompt token
+//   submit NAME prompt=N max=N [generated=N] [stop=ID] [prompt_logprobs=N] [host_mask=1]
+//          [batch=1] [tenant=TENANT] [deadline=SECONDS from now]
+//   cancel NAME   pause NAME   resume NAME
+//   plan                           the next step, not completed yet
+//   complete [NAME=ID ...]         the oldest step in flight; a row samples ID, or 1000 + its
+//                                  position
+//   step [NAME=ID ...]             plan, then complete
+//   steps N                        N times
+//   quiet N                        the same, and only the last is shown
+//   stats   retry_after
+// clang-format on
 //
 // A plan: what the ranks forget and learn, then its rows: positions, where the input comes from
 // when it is still being sampled (step.row), `sample` or `all`, `mask` when the host has to give
@@ -80,6 +89,11 @@ class Script {
     }
     if (command == "pause") return scheduler_->Pause(ids_.at(names.at(0)));
     if (command == "resume") return scheduler_->Resume(ids_.at(names.at(0)));
+    if (command == "cost") {
+      row_ms_ = Number(options, "row_ms", 0);
+      token_ms_ = Number(options, "token_ms", 0);
+      return;
+    }
     if (command == "plan") return Plan();
     if (command == "complete") return Complete(options);
     if (command == "step") {
@@ -101,6 +115,9 @@ class Script {
       return;
     }
     if (command == "stats") return PrintStats();
+    if (command == "retry_after") {
+      return Print(absl::StrFormat("retry after %.1f s", scheduler_->RetryAfterSeconds()));
+    }
     Print(absl::StrCat("unknown command ", command));
   }
 
@@ -115,6 +132,12 @@ class Script {
     config.max_step_tokens = Number(options, "max_step_tokens", 64);
     config.max_queued = Number(options, "max_queued", 100);
     config.max_in_flight = Number(options, "in_flight", 1);
+    config.max_queued_tokens = Number(options, "max_queued_tokens", 0);
+    config.step_seconds_target = Number(options, "target_ms", 0) / 1000.0;
+    for (const auto& [key, value] : options) {
+      if (key.starts_with("weight_")) config.tenant_weights[key.substr(7)] = std::stoi(value);
+    }
+    config.expected_output_share = Number(options, "share", 0) / 100.0;
     scheduler_ = Scheduler::Create(config);
   }
 
@@ -130,6 +153,9 @@ class Script {
     sequence.sampling.prompt_logprobs = Number(options, "prompt_logprobs", -1);
     sequence.needs_host_mask = Number(options, "host_mask", 0) != 0;
     if (options.contains("stop")) sequence.sampling.stop_ids = {Number(options, "stop", 0)};
+    if (options.contains("batch")) request.priority = Priority::kBatch;
+    if (options.contains("tenant")) request.tenant = options.at("tenant");
+    if (options.contains("deadline")) request.deadline = now_ + Number(options, "deadline", 0);
     ids_[name] = sequence.id;
     names_[sequence.id] = name;
     request.submit_time = now_;
@@ -182,6 +208,7 @@ class Script {
       StepResultRow got;
       got.seq = row.seq;
       const int32_t end = row.start + row.len;
+      result.forward_seconds += 0.001 * (row.len == 1 ? row_ms_ : token_ms_ * row.len);
       if (row.logits == LogitsMask::kAll) {
         for (int32_t i = row.start + 1; i <= std::min(end, prompt_len_[row.seq] - 1); ++i) {
           ScoredToken scored;
@@ -221,9 +248,13 @@ class Script {
     const EngineStats s = scheduler_->stats();
     Print(absl::StrFormat(
         "stats: waiting=%d (%d tokens) running=%d sliding=%d/%d global=%d/%d preemptions=%d "
-        "decode_rows=%d prefill_tokens=%d%s%s",
+        "decode_rows=%d prefill_tokens=%d%s%s%s%s",
         s.waiting, s.waiting_tokens, s.running, s.pages_used[0], s.pages_total[0], s.pages_used[1],
         s.pages_total[1], s.preemptions, s.decode_rows, s.prefill_tokens,
+        s.recomputed_tokens > 0 ? absl::StrFormat(" recomputed=%d", s.recomputed_tokens) : "",
+        s.waiting_batch + s.running_batch > 0
+            ? absl::StrFormat(" batch=%d+%d", s.waiting_batch, s.running_batch)
+            : "",
         s.paused > 0 ? absl::StrFormat(" paused=%d", s.paused) : "",
         scheduler_->idle() ? " idle" : ""));
   }
@@ -237,6 +268,7 @@ class Script {
   std::map<RequestId, int32_t> prompt_len_;
   uint64_t next_id_ = 1;
   double now_ = 0;
+  int32_t row_ms_ = 0, token_ms_ = 0;
   std::string output_;
 };
 
