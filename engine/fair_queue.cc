@@ -24,6 +24,7 @@ FairQueue::FairQueue(const std::map<std::string, double>& weights) : weights_(we
 FairQueue::~FairQueue() = default;
 
 FairQueue::Tenant* FairQueue::Join(const std::string& name) {
+  ForgetIdle();
   std::unique_ptr<Tenant>& tenant = tenants_[name];
   if (tenant == nullptr) {
     tenant = std::make_unique<Tenant>();
@@ -34,7 +35,10 @@ FairQueue::Tenant* FairQueue::Join(const std::string& name) {
     tenant->counter = clock_;
   }
   idle_.erase({tenant->counter, tenant->arrival});
-  ++tenant->live;
+  if (tenant->live++ == 0) {
+    ++live_tenants_;
+    live_weight_ += tenant->weight;
+  }
   return tenant.get();
 }
 
@@ -42,6 +46,7 @@ void FairQueue::Leave(Tenant* tenant) {
   LAPIDARY_CHECK(tenant->live > 0);
   if (--tenant->live > 0) return;
   LAPIDARY_CHECK(tenant->waiting.empty());
+  live_weight_ = --live_tenants_ == 0 ? 0 : live_weight_ - tenant->weight;
   idle_[{tenant->counter, tenant->arrival}] = tenant;
   ForgetIdle();
 }
@@ -96,6 +101,7 @@ void FairQueue::Pop() {
 
 void FairQueue::Charge(Tenant* tenant, int64_t tokens) {
   tenant->counter += static_cast<double>(tokens) / tenant->weight;
+  clock_ += static_cast<double>(tokens) / live_weight_;
 }
 
 }  // namespace lapidary

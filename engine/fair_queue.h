@@ -3,8 +3,12 @@
 // Each tenant has a counter of the tokens it was served, divided by its weight; the tenant with the
 // smallest counter is next, and within a tenant the oldest request. So tenants that always have
 // something waiting are served tokens in proportion to their weights, whatever the sizes of their
-// requests and however many they send. Who was away gains nothing by it: a tenant whose queue was
-// empty starts at the clock, which is where the one served last stood.
+// requests and however many they send.
+//
+// The clock is where a tenant would stand that always got its share: it moves by the tokens served,
+// divided by the weights of all tenants that have a live request, and at least to the counter of
+// whoever is next. A tenant of whom nothing waited starts at the clock. So being away saves nothing
+// up, and newcomers, however many, do not keep those out that were here before.
 //
 // Ties go to the tenant that came first. The weights are positive.
 #pragma once
@@ -59,6 +63,8 @@ class FairQueue {
   Line line_;  // tenants of whom a request waits
   Line idle_;  // tenants without a live request, whose counters are ahead of the clock
   double clock_ = 0;
+  double live_weight_ = 0;  // of tenants that have a live request
+  int32_t live_tenants_ = 0;
   uint64_t next_arrival_ = 0;
   int32_t size_ = 0;
 };

@@ -54,20 +54,26 @@ std::array<int64_t, kKvFamilies> LookAhead::Peak() {
   peak[kSliding] += sliding_;
   if (kv_.pool(KvFamily::kGlobal).total() == 0) return peak;
 
-  // From the latest end to the earliest, so that requests only join. After t steps a request holds
-  // ceil((len + t) / 16) pages. With len + 15 = 16 a + r and t = 16 b + s that is a + b, and one
-  // more when r + s >= 16: sums of a, and a count of each r, give the need of all at any t.
+  // The need falls where somebody's pages come back, so the peak is just before such a moment:
+  // those that end then hold what they hold at their end, and the others have grown until then.
+  // From the latest end to the earliest, so that requests only join.
+  //
+  // After t steps a request holds ceil((len + t) / 16) pages. With len + 15 = 16 a + r and
+  // t = 16 b + s that is a + b, and one more when r + s >= 16: sums of a, and a count of each r,
+  // give the need of all at any t.
   int64_t most = 0, whole = 0;
   std::array<int32_t, kPageTokens> remainders = {};
-  for (size_t i = 0; i < futures_.size(); ++i) {
-    const int32_t padded = futures_[i].len + kPageTokens - 1;
-    whole += padded / kPageTokens;
-    ++remainders[padded % kPageTokens];
-    const int32_t steps = futures_[i].steps;
-    if (i + 1 < futures_.size() && futures_[i + 1].steps == steps) continue;
-    int64_t need = whole + static_cast<int64_t>(i + 1) * (steps / kPageTokens);
-    for (int32_t r = kPageTokens - steps % kPageTokens; r < kPageTokens; ++r) {
+  for (size_t begin = 0, end = 0; begin < futures_.size(); begin = end) {
+    const int32_t steps = futures_[begin].steps, then = steps + lag_;
+    int64_t need = whole + static_cast<int64_t>(begin) * (then / kPageTokens);
+    for (int32_t r = kPageTokens - then % kPageTokens; r < kPageTokens; ++r) {
       need += remainders[r];
+    }
+    for (; end < futures_.size() && futures_[end].steps == steps; ++end) {
+      const int32_t padded = futures_[end].len + kPageTokens - 1;
+      need += PagesFor(futures_[end].len + steps);
+      whole += padded / kPageTokens;
+      ++remainders[padded % kPageTokens];
     }
     most = std::max(most, need);
   }

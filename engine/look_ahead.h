@@ -46,7 +46,9 @@ int32_t LargestKvLen(int32_t total_len, int32_t end_len);
 // The page need of a set of requests over time.
 class LookAhead {
  public:
-  explicit LookAhead(const KvManager& kv) : kv_(kv) {}
+  // Pages of a request that ends come back so many steps after the next step could use them: with
+  // two steps in flight one.
+  LookAhead(const KvManager& kv, int32_t lag) : kv_(kv), lag_(lag) {}
 
   // A request that now has `len` tokens to hold KV for and at its end `end_len` >= len. It holds
   // `sliding_held` sliding pages, which a long chunk makes more than a window needs.
@@ -68,6 +70,7 @@ class LookAhead {
   };
 
   const KvManager& kv_;
+  const int32_t lag_;
   std::vector<Future> futures_;  // the first sorted_ of them with the latest end first
   size_t sorted_ = 0;
   std::array<int64_t, kKvFamilies> fixed_ = {0, 0};

@@ -62,6 +62,10 @@ struct RequestState {
   bool wants_sample() const { return pending_len() < end_len; }
   bool leaving() const { return pausing || preempting; }
   bool holds_pages() const { return scheduled_len > 0; }
+  // Its last row is in flight: it certainly ends when that is done.
+  bool ending() const {
+    return rows_in_flight > 0 && !wants_sample() && (samples_in_flight > 0 || unscheduled() == 0);
+  }
   // Whether a row can be planned now, budget and pages permitting. What follows a token that is
   // being sampled waits for it when that token certainly ends the request, or when the host must
   // see it first.

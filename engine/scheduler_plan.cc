@@ -15,6 +15,8 @@ std::optional<StepPlan> TokenBudgetScheduler::Plan(double now) {
   Draft draft;
   draft.budget_left = config_.max_step_tokens;
   draft.now = now;
+  draft.plan.rows.reserve(running_.size());
+  draft.step.rows.reserve(running_.size());
   PlanRunning(draft);
   // What was just taken from the last must not be given to it again.
   if (!draft.short_of_pages) Admit(draft);
@@ -152,6 +154,9 @@ bool TokenBudgetScheduler::TakeIdlePages() {
 // are none to be had now: while the pages of others are about to come back nobody else is asked.
 bool TokenBudgetScheduler::PreemptLast(const RequestState& beneficiary) {
   if (leaving_ > 0 || !retiring_.empty()) return false;
+  for (const auto& entry : running_) {
+    if (entry.second->ending()) return false;
+  }
   RequestState& victim = *running_.rbegin()->second;
   return victim.rank > beneficiary.rank && Preempt(victim);
 }
@@ -241,7 +246,7 @@ void TokenBudgetScheduler::StartRunning(RequestState& request) {
 // The pages that the running requests down to a priority come to need. Those that are about to
 // leave keep what they hold, or hold nothing.
 LookAhead TokenBudgetScheduler::Foresee(Leaving leaving, Priority last) const {
-  LookAhead ahead(kv_);
+  LookAhead ahead(kv_, config_.max_in_flight - 1);
   const auto hold = [&](const RequestState& request) {
     if (leaving == Leaving::kGone) return;
     for (KvFamily family : {KvFamily::kSliding, KvFamily::kGlobal}) {
