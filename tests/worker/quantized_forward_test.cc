@@ -1,55 +1,15 @@
 // Quantised checkpoints through the whole forward pass, one rank and several.
 #include <cmath>
-#include <random>
 #include <string>
 
 #include "gtest/gtest.h"
 #include "tests/worker/forward_harness.h"
-#include "tests/worker/quantized_blocks.h"
+#include "tests/worker/quantized_toy.h"
 #include "tests/worker/toy_model.h"
 #include "worker/weights.h"
 
 namespace lapidary {
 namespace {
-
-// Toys widened until quantised rows exist: M 64, MLP 96, heads of 16 and 32 (or 12: a rank's
-// columns of o_proj then cut through blocks).
-ModelSpec Widened(ModelSpec spec, int head_dim) {
-  spec.hidden = 64;
-  for (LayerSpec& layer : spec.layers) {
-    layer.q_heads = 8;
-    layer.mlp_width = 96;
-    layer.head_dim = layer.kind == KvFamily::kGlobal ? 32 : head_dim;
-    layer.rope.rotated_pairs = layer.head_dim / 4;
-  }
-  if (spec.ple_dim > 0) spec.ple_dim = 32;
-  if (spec.moe.experts > 0) spec.moe.expert_width = 32;
-  return spec;
-}
-
-bool IsMatrix(const StoredTensor& tensor) {
-  return tensor.shape.size() >= 2 && tensor.inner() % 32 == 0 &&
-         tensor.name.find("router") == std::string::npos;
-}
-
-// Replaces the matrices by blocks, each tensor the next of the 32-block formats.
-std::unique_ptr<MemoryCheckpoint> Quantized(const ModelSpec& spec) {
-  auto checkpoint = FillToy(spec);
-  constexpr DType kTypes[] = {DType::kQ8_0, DType::kQ5_0, DType::kQ4_0};
-  // A standard deviation of 1 / sqrt(inputs): codes are uniform over 2^bits.
-  constexpr float kCodeSize[] = {73.9f, 9.2f, 4.6f};
-  int next = 0;
-  const std::vector<StoredTensor> tensors = checkpoint->tensors();
-  for (const StoredTensor& tensor : tensors) {
-    if (!IsMatrix(tensor)) continue;
-    const int type = next++ % 3;
-    const float size = 1 / std::sqrt(static_cast<float>(tensor.inner())) / kCodeSize[type];
-    checkpoint->AddBlocks(tensor.name, kTypes[type], tensor.shape,
-                          RandomBlocks(kTypes[type], tensor.rows(), tensor.inner(), size,
-                                       static_cast<uint32_t>(next)));
-  }
-  return checkpoint;
-}
 
 RunnerOptions Options(ComputeType compute) {
   RunnerOptions options;
@@ -68,8 +28,8 @@ std::vector<TokenId> Ids(int count) {
 
 class QuantizedTest : public testing::TestWithParam<ModelSpec> {};
 INSTANTIATE_TEST_SUITE_P(Toys, QuantizedTest,
-                         testing::Values(Widened(ToyA(), 16), Widened(ToyB(), 16),
-                                         Widened(ToyG3(), 12)),
+                         testing::Values(WidenedToy(ToyA(), 16), WidenedToy(ToyB(), 16),
+                                         WidenedToy(ToyG3(), 12)),
                          [](const auto& info) { return std::string(1, "ABG"[info.index]); });
 
 double MeanAbsDifference(const std::vector<std::vector<float>>& a,
@@ -84,14 +44,14 @@ double MeanAbsDifference(const std::vector<std::vector<float>>& a,
 }
 
 TEST_P(QuantizedTest, RanksAgreeInFp32) {
-  const auto checkpoint = Quantized(GetParam());
+  const auto checkpoint = QuantizedToy(GetParam());
   ForwardHarness one(*checkpoint, 1, Options(ComputeType::kFp32));
   ForwardHarness two(*checkpoint, 2, Options(ComputeType::kFp32));
   EXPECT_LT(MeanAbsDifference(one.Whole(Ids(50)), two.Whole(Ids(50))), 2e-5);
 }
 
 TEST_P(QuantizedTest, Int8StaysNearFp32AndIsTheSameHoweverCut) {
-  const auto checkpoint = Quantized(GetParam());
+  const auto checkpoint = QuantizedToy(GetParam());
   ForwardHarness exact(*checkpoint, 1, Options(ComputeType::kFp32));
   ForwardHarness int8(*checkpoint, 1, Options(ComputeType::kInt8));
   const auto expected = exact.Whole(Ids(50)), got = int8.Whole(Ids(50));
@@ -111,7 +71,7 @@ TEST_P(QuantizedTest, Int8StaysNearFp32AndIsTheSameHoweverCut) {
 }
 
 TEST_P(QuantizedTest, BytesAreWhatPlanningSays) {
-  const auto checkpoint = Quantized(GetParam());
+  const auto checkpoint = QuantizedToy(GetParam());
   for (const ComputeType compute : {ComputeType::kFp32, ComputeType::kBf16, ComputeType::kInt8}) {
     for (const int ranks : {1, 2, 4}) {
       ForwardHarness harness(*checkpoint, ranks, Options(compute));
