@@ -2,6 +2,7 @@
 // done.
 #pragma once
 #include <cstdint>
+#include <string>
 #include <utility>
 
 #include "engine/fair_queue.h"
@@ -30,11 +31,13 @@ struct RequestState {
   uint64_t order = 0;    // of submission; smaller is older: its place in its tenant's queue
   Priority priority = Priority::kInteractive;
   FairQueue::Tenant* tenant = nullptr;
+  std::string cache_key;    // whose prefixes it shares
   int32_t charged_len = 0;  // tokens that the tenant has paid for
   double submit_time = 0;
   double deadline = 0;        // 0: none
   double queue_seconds = -1;  // until its first row; reported once
   bool queue_reported = false;
+  int32_t cached_tokens = 0;  // of the prompt, found by the first row; reported with it
 
   RequestPhase phase = RequestPhase::kWaiting;
   Rank rank = {};             // from its first admission on
@@ -59,6 +62,11 @@ struct RequestState {
   // With the tokens that are being sampled.
   int32_t pending_len() const { return total_len() + samples_in_flight; }
   int32_t unscheduled() const { return pending_len() - scheduled_len; }
+  // How much of it may come from the prefix cache: what is still to be scored is computed.
+  int32_t cacheable_len() const {
+    const bool scores = sequence.sampling.prompt_logprobs >= 0 && scored_len < sequence.prompt_len;
+    return (scores ? scored_len : total_len()) - 1;
+  }
   bool wants_sample() const { return pending_len() < end_len; }
   bool leaving() const { return pausing || preempting; }
   bool holds_pages() const { return scheduled_len > 0; }

@@ -18,7 +18,7 @@ std::unique_ptr<Scheduler> Scheduler::Create(const SchedulerConfig& config) {
 
 TokenBudgetScheduler::TokenBudgetScheduler(const SchedulerConfig& config)
     : config_(config),
-      kv_(config.pages, config.window),
+      kv_(config.pages, config.window, config.prefix_cache),
       queues_{FairQueue(config.tenant_weights), FairQueue(config.tenant_weights)},
       output_share_{OutputShare(config.expected_output_share),
                     OutputShare(config.expected_output_share)} {
@@ -56,6 +56,7 @@ absl::Status TokenBudgetScheduler::Submit(EngineRequest request, double now) {
   state->priority = request.priority;
   state->submit_time = request.submit_time > 0 ? request.submit_time : now;
   state->deadline = request.deadline;
+  state->cache_key = std::move(request.cache_key);
   state->end_len = static_cast<int32_t>(
       std::min<int64_t>(state->sequence.prompt_len + max_tokens, config_.max_context));
   state->scored_len = generated > 0 ? state->sequence.prompt_len : 1;
@@ -225,6 +226,7 @@ void TokenBudgetScheduler::CompleteRow(const RowInFlight& row, const StepResultR
     return;
   }
   request.computed_len = row.start + row.len;
+  kv_.Publish(request.pages, request.cache_key, request.sequence.tokens, request.computed_len);
   EngineEvent event;
   event.id = request.sequence.id;
   for (size_t i = 0; i < result.prompt_scored.size(); ++i) {
@@ -241,6 +243,7 @@ void TokenBudgetScheduler::CompleteRow(const RowInFlight& row, const StepResultR
   }
   if (!request.queue_reported) {
     event.queue_seconds = request.queue_seconds;
+    event.cached_tokens = request.cached_tokens;
     request.queue_reported = true;
   }
   if (event.finish != FinishReason::kNone) {
@@ -337,8 +340,8 @@ void TokenBudgetScheduler::FailHead() {
   End(head, FinishReason::kError,
       absl::InternalError(absl::StrFormat(
           "request %d of %d tokens can not go on: %d sliding and %d global KV pages are free",
-          head.sequence.id.value, head.total_len(), kv_.pool(KvFamily::kSliding).free(),
-          kv_.pool(KvFamily::kGlobal).free())));
+          head.sequence.id.value, head.total_len(), kv_.available(KvFamily::kSliding),
+          kv_.available(KvFamily::kGlobal))));
 }
 
 EngineStats TokenBudgetScheduler::stats() const {
@@ -351,8 +354,10 @@ EngineStats TokenBudgetScheduler::stats() const {
   stats.waiting_tokens = waiting_tokens_[0] + waiting_tokens_[1];
   for (KvFamily family : {KvFamily::kSliding, KvFamily::kGlobal}) {
     stats.pages_used[static_cast<int>(family)] = kv_.pool(family).used();
+    stats.pages_cached[static_cast<int>(family)] = kv_.pool(family).cached();
     stats.pages_total[static_cast<int>(family)] = kv_.pool(family).total();
   }
+  stats.prefix_evicted_pages = static_cast<uint64_t>(kv_.evicted_pages());
   return stats;
 }
 

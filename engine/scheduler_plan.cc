@@ -101,7 +101,11 @@ bool TokenBudgetScheduler::AddRow(RequestState& request, Draft& draft) {
   row.needs_host_mask = row.samples && request.sequence.needs_host_mask;
   row.logits = scores ? LogitsMask::kAll : row.samples ? LogitsMask::kLast : LogitsMask::kNone;
   row.pages_added = kv_.Extend(request.pages, end);
-  if (!request.known_to_ranks) draft.plan.added.push_back(request.sequence);
+  if (!request.known_to_ranks) {
+    row.pages_added = request.pages.table;  // with those that were found
+    draft.plan.added.push_back(request.sequence);
+    draft.plan.added.back().cached_len = start;
+  }
   request.known_to_ranks = true;
 
   const bool decodes = row.len == 1 && row.samples && end > request.sequence.prompt_len;
@@ -122,6 +126,7 @@ bool TokenBudgetScheduler::AddRow(RequestState& request, Draft& draft) {
   ++request.rows_in_flight;
   if (request.queue_seconds < 0) {
     request.queue_seconds = std::max(draft.now - request.submit_time, 0.0);
+    CountCached(request, start);
   }
   draft.plan.rows.push_back(std::move(row));
   return true;
@@ -190,6 +195,7 @@ void TokenBudgetScheduler::Admit(Draft& draft) {
       continue;
     }
     StartRunning(*next);
+    AttachPrefix(*next);
     if (!AddRow(*next, draft)) return;
   }
 }
@@ -241,6 +247,21 @@ void TokenBudgetScheduler::StartRunning(RequestState& request) {
   holders_.erase(request.rank);
   running_[request.rank] = &request;
   ++running_of_[static_cast<int>(request.priority)];
+}
+
+// Begins a request that holds no pages behind the longest prefix that is known.
+void TokenBudgetScheduler::AttachPrefix(RequestState& request) {
+  if (request.holds_pages()) return;
+  request.computed_len = request.scheduled_len = kv_.Attach(
+      request.pages, request.cache_key, request.sequence.tokens, request.cacheable_len());
+}
+
+// A request's first row starts behind what was found of it.
+void TokenBudgetScheduler::CountCached(RequestState& request, int32_t start) {
+  if (!config_.prefix_cache || request.cacheable_len() == 0) return;
+  request.cached_tokens = std::min(start, request.sequence.prompt_len);
+  totals_.prefix_lookup_tokens += static_cast<uint64_t>(request.sequence.prompt_len);
+  totals_.prefix_hit_tokens += static_cast<uint64_t>(request.cached_tokens);
 }
 
 // The pages that the running requests down to a priority come to need. Those that are about to

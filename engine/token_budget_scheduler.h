@@ -79,6 +79,8 @@ class TokenBudgetScheduler final : public Scheduler {
   RequestState* NextToAdmit();
   bool MakeWayFor(const RequestState& next);
   void StartRunning(RequestState& request);
+  void AttachPrefix(RequestState& request);
+  void CountCached(RequestState& request, int32_t start);
   enum class Leaving { kHold, kGone };
   LookAhead Foresee(Leaving leaving, Priority last) const;
   void AddTo(LookAhead& ahead, const RequestState& request) const;

@@ -7,9 +7,11 @@
 // Commands, one a line, each a second later than the one before ('#' begins a comment):
 //   config pages=S,G window=N max_context=N max_running=N max_step_tokens=N max_queued=N
 //          max_queued_tokens=N in_flight=N share=PERCENT target_ms=N weight_TENANT=N
+//          prefix_cache=1
 //   cost row_ms=N token_ms=N       how long steps take from now on: per row of 1, per prompt token
 //   submit NAME prompt=N max=N [generated=N] [stop=ID] [prompt_logprobs=N] [host_mask=1]
-//          [batch=1] [tenant=TENANT] [deadline=SECONDS from now]
+//          [batch=1] [tenant=TENANT] [deadline=SECONDS from now] [key=CACHE_KEY] [like=N]
+//                                  prompts are 0 1 2 ..., like=N only the first N tokens of it
 //   cancel NAME   pause NAME   resume NAME
 //   plan                           the next step, not completed yet
 //   complete [NAME=ID ...]         the oldest step in flight; a row samples ID, or 1000 + its
@@ -138,6 +140,7 @@ class Script {
       if (key.starts_with("weight_")) config.tenant_weights[key.substr(7)] = std::stoi(value);
     }
     config.expected_output_share = Number(options, "share", 0) / 100.0;
+    config.prefix_cache = Number(options, "prefix_cache", 0) != 0;
     scheduler_ = Scheduler::Create(config);
   }
 
@@ -147,7 +150,7 @@ class Script {
     sequence.id = RequestId{next_id_++};
     sequence.prompt_len = Number(options, "prompt", 0);
     for (int32_t i = 0; i < sequence.prompt_len + Number(options, "generated", 0); ++i) {
-      sequence.tokens.push_back(i);
+      sequence.tokens.push_back(i < Number(options, "like", 1 << 30) ? i : 10000 + i);
     }
     sequence.sampling.max_tokens = Number(options, "max", 0);
     sequence.sampling.prompt_logprobs = Number(options, "prompt_logprobs", -1);
@@ -155,6 +158,7 @@ class Script {
     if (options.contains("stop")) sequence.sampling.stop_ids = {Number(options, "stop", 0)};
     if (options.contains("batch")) request.priority = Priority::kBatch;
     if (options.contains("tenant")) request.tenant = options.at("tenant");
+    if (options.contains("key")) request.cache_key = options.at("key");
     if (options.contains("deadline")) request.deadline = now_ + Number(options, "deadline", 0);
     ids_[name] = sequence.id;
     names_[sequence.id] = name;
@@ -174,6 +178,7 @@ class Script {
     for (const NewSequence& sequence : plan->added) {
       parts.push_back(absl::StrFormat("add %s of %d+%d", names_[sequence.id], sequence.prompt_len,
                                       sequence.tokens.size() - sequence.prompt_len));
+      if (sequence.cached_len > 0) absl::StrAppend(&parts.back(), " at ", sequence.cached_len);
     }
     for (const PlanRow& row : plan->rows) {
       std::string part =
@@ -239,6 +244,7 @@ class Script {
       part += kFinish[static_cast<int>(event.finish)];
       if (event.stop_id >= 0) absl::StrAppend(&part, "=", event.stop_id);
       if (!event.error.ok()) absl::StrAppend(&part, " ", event.error.ToString());
+      if (event.cached_tokens > 0) absl::StrAppend(&part, " cached=", event.cached_tokens);
       if (part != names_[event.id]) parts.push_back(part);
     }
     if (!parts.empty()) Print(absl::StrCat(title, ": ", absl::StrJoin(parts, " | ")));
@@ -248,12 +254,17 @@ class Script {
     const EngineStats s = scheduler_->stats();
     Print(absl::StrFormat(
         "stats: waiting=%d (%d tokens) running=%d sliding=%d/%d global=%d/%d preemptions=%d "
-        "decode_rows=%d prefill_tokens=%d%s%s%s%s",
+        "decode_rows=%d prefill_tokens=%d%s%s%s%s%s",
         s.waiting, s.waiting_tokens, s.running, s.pages_used[0], s.pages_total[0], s.pages_used[1],
         s.pages_total[1], s.preemptions, s.decode_rows, s.prefill_tokens,
         s.recomputed_tokens > 0 ? absl::StrFormat(" recomputed=%d", s.recomputed_tokens) : "",
         s.waiting_batch + s.running_batch > 0
             ? absl::StrFormat(" batch=%d+%d", s.waiting_batch, s.running_batch)
+            : "",
+        s.prefix_lookup_tokens > 0
+            ? absl::StrFormat(" cached=%d,%d found=%d/%d evicted=%d", s.pages_cached[0],
+                              s.pages_cached[1], s.prefix_hit_tokens, s.prefix_lookup_tokens,
+                              s.prefix_evicted_pages)
             : "",
         s.paused > 0 ? absl::StrFormat(" paused=%d", s.paused) : "",
         scheduler_->idle() ? " idle" : ""));
