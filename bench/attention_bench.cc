@@ -1,14 +1,26 @@
-// Paged attention alone: CSV of case, best milliseconds, GOP/s of the live pairs, share of the fp32
-// FMA roof of the same threads.   attention_bench [threads]
+// Paged attention alone, as CSV.
+//
+// attention_bench [threads]: case, best milliseconds, GOP/s of the live pairs, share of the fp32
+// FMA roof of the same threads.
+//
+// attention_bench [threads] formats: page formats and types of K = V layers on the global layer of
+// 31B (4 kv heads of 512, 8 queries each), turn by turn: best CPU time per thread of the rounds;
+// time and bytes against split bf16.
+#include <time.h>
+
 #include <algorithm>
 #include <chrono>
 #include <cstdio>
 #include <cstdlib>
+#include <cstring>
+#include <memory>
 #include <random>
+#include <string_view>
 #include <vector>
 
 #include "kernels/attention/attention.h"
 #include "kernels/ceilings.h"
+#include "kernels/elementwise/rope.h"
 #include "kernels/huge_buffer.h"
 
 namespace lapidary {
@@ -87,6 +99,126 @@ void Measure(ThreadTeam& team, const Case& c, double roof) {
   std::printf("%s,%.3f,%.0f,%.0f%%\n", c.name, best * 1e3, gops, 100 * gops / roof);
 }
 
+// Of all threads: a ratio of two of them stands on a machine that others use, too.
+double CpuSeconds() {
+  timespec t;
+  clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &t);
+  return static_cast<double>(t.tv_sec) + 1e-9 * static_cast<double>(t.tv_nsec);
+}
+
+// One pool of the comparison: its pages hold a few random ones over and over, in shuffled order.
+class FormatCase {
+ public:
+  static constexpr int kHeads = 4, kGroup = 8, kDim = 512, kPairs = 64;
+
+  // `rows` new tokens behind the end of each context.
+  FormatCase(KvType type, KvFormat format, int sequences, int context, int rows,
+             const PageRotation& rotation)
+      : layout_{type, kDim, format, format == KvFormat::kSplit ? 0 : kPairs},
+        pages_(context / kPageTokens),
+        pool_(static_cast<size_t>(bytes(sequences * pages_))),
+        q_(int64_t{sequences} * rows * kHeads * kGroup * kDim),
+        out_(q_.size()),
+        weight_(kDim, 1.0f) {
+    std::mt19937 rng(1);
+    std::normal_distribution<float> normal;
+    for (float& x : q_) x = 0.05f * normal(rng);
+    constexpr int kDistinct = 64;
+    std::vector<float> key(kDim), value(kDim);
+    for (int p = 0; p < sequences * pages_; ++p) {
+      uint8_t* page = pool_.data() + bytes(p);
+      if (p >= kDistinct) {
+        std::memcpy(page, pool_.data() + bytes(p % kDistinct), bytes(1));
+        continue;
+      }
+      for (int i = 0; i < kHeads * kPageTokens; ++i) {
+        for (float& x : key) x = normal(rng);
+        for (float& x : value) x = normal(rng);
+        WriteKv(layout_, page + i / kPageTokens * layout_.head_bytes(), i % kPageTokens, key.data(),
+                value.data());
+      }
+    }
+    table_.resize(sequences * pages_);
+    for (size_t i = 0; i < table_.size(); ++i) table_[i] = static_cast<int32_t>(i);
+    std::shuffle(table_.begin(), table_.end(), rng);
+    for (int s = 0; s < sequences; ++s) {
+      sequences_.push_back({.pages = table_.data() + s * pages_,
+                            .position = context - rows,
+                            .len = rows,
+                            .token = s * rows});
+    }
+    params_ = {.layout = layout_,
+               .pool = pool_.data(),
+               .page_bytes = bytes(1),
+               .group_begin = {},
+               .key_weight = weight_.data(),
+               .rotation = &rotation,
+               .q = q_.data(),
+               .q_stride = kHeads * kGroup * kDim,
+               .out = out_.data(),
+               .out_stride = kHeads * kGroup * kDim};
+    for (int h = 0; h <= kHeads; ++h) params_.group_begin.push_back(h * kGroup);
+  }
+
+  int64_t bytes(int64_t pages) const { return pages * kHeads * layout_.head_bytes(); }
+  int64_t total_bytes() const { return bytes(static_cast<int64_t>(table_.size())); }
+  void Round(ThreadTeam& team) {
+    const double begin = CpuSeconds();
+    PagedAttention(team, params_, sequences_);
+    seconds.push_back((CpuSeconds() - begin) / team.size());
+  }
+
+  std::vector<double> seconds;
+
+ private:
+  const KvLayout layout_;
+  const int pages_;
+  HugeBuffer pool_;
+  std::vector<float> q_, out_, weight_;
+  std::vector<int32_t> table_;
+  std::vector<AttentionSequence> sequences_;
+  AttentionParams params_;
+};
+
+void CompareFormats(ThreadTeam& team) {
+  constexpr int kRounds = 15;
+  constexpr const char* kFormats[] = {"split", "folded", "single"};
+  struct Shape {
+    int context, sequences, rows;
+  };
+  PageRotation rotation(RopeFrequencies(1e6, FormatCase::kDim, FormatCase::kPairs, 1));
+  rotation.Cover(32768 / kPageTokens);
+  std::printf(
+      "context,sequences,rows,type,format,best_cpu_ms,median_cpu_ms,GB/s,GOP/s,time,bytes\n");
+  for (const Shape shape :
+       {Shape{8192, 1, 1}, Shape{8192, 4, 1}, Shape{32768, 1, 1}, Shape{8192, 1, 64}}) {
+    std::vector<std::unique_ptr<FormatCase>> cases;
+    for (const KvType type : {KvType::kBf16, KvType::kInt8}) {
+      for (const KvFormat format : {KvFormat::kSplit, KvFormat::kFolded, KvFormat::kSingle}) {
+        cases.push_back(std::make_unique<FormatCase>(type, format, shape.sequences, shape.context,
+                                                     shape.rows, rotation));
+      }
+    }
+    for (int round = 0; round < kRounds; ++round) {
+      for (auto& c : cases) c->Round(team);
+    }
+    for (auto& c : cases) std::sort(c->seconds.begin(), c->seconds.end());
+    const FormatCase& base = *cases[0];
+    for (size_t i = 0; i < cases.size(); ++i) {
+      const FormatCase& c = *cases[i];
+      const double best = c.seconds.front();
+      const auto bytes = static_cast<double>(c.total_bytes());
+      const double pairs = double{1} * shape.context * shape.sequences * shape.rows *
+                           FormatCase::kHeads * FormatCase::kGroup;
+      std::printf("%d,%d,%d,%s,%s,%.2f,%.2f,%.1f,%.0f,%.2f,%.3f\n", shape.context, shape.sequences,
+                  shape.rows, i < 3 ? "bf16" : "int8", kFormats[i % 3], best * 1e3,
+                  c.seconds[kRounds / 2] * 1e3, bytes / best * 1e-9,
+                  4e-9 * FormatCase::kDim * pairs / best, best / base.seconds.front(),
+                  bytes / static_cast<double>(base.total_bytes()));
+    }
+  }
+}
+
 }  // namespace
 }  // namespace lapidary
 
@@ -100,6 +232,10 @@ int main(int argc, char** argv) {
                                ceilings.gops[static_cast<int>(Arithmetic::kFmaAvx2)]);
   std::printf("# fp32 FMA roof %.0f GOP/s, read %.1f GB/s, %d threads\n", roof, ceilings.read_gbs,
               team->size());
+  if (argc > 2 && std::string_view(argv[2]) == "formats") {
+    CompareFormats(*team);
+    return 0;
+  }
   std::printf("case,best_ms,GOP/s,of the roof\n");
   for (const Case& c : kCases) Measure(*team, c, roof);
 }

@@ -145,11 +145,17 @@ inline void TurnKey(const TileTask& task, const uint8_t* row, int place, const f
   }
 }
 
+// Of the values of the page ahead, what ScoreValues fetches: a line for two tokens and 32 columns.
+inline int64_t EarlyBytes(const TileTask& task) {
+  if (task.format == KvFormat::kSplit) return 0;
+  return int64_t{task.value_columns / 32 - 2 * task.padded_pairs / 32} * (kPageTokens / 2) * 64;
+}
+
 // q . k over the rows of values of a page: the plain columns, and for single pages before them the
 // rotating ones.
 template <KvType kType, int kRows>
-inline void ScoreValues(const TileTask& task, const uint8_t* values, TileScratch& scratch,
-                        F16* scores) {
+inline void ScoreValues(const TileTask& task, const uint8_t* values, int64_t ahead,
+                        TileScratch& scratch, F16* scores) {
 #ifdef __AVX512F__
   constexpr int kTokens = kRows >= 8 ? 2 : kRows >= 2 ? 4 : 8;  // at a time, for the registers
 #else
@@ -159,6 +165,7 @@ inline void ScoreValues(const TileTask& task, const uint8_t* values, TileScratch
   const int64_t row_bytes = int64_t{kPairBytes} * (task.value_columns / 32);
   const int turning = 2 * task.padded_pairs;
   const bool single = task.format == KvFormat::kSingle;
+  const uint8_t* fetch = values + ahead;
   for (int t = 0; t < kPageTokens; t += kTokens) {
     F16 acc[kRows][kTokens];
 #pragma GCC unroll 12
@@ -188,6 +195,10 @@ inline void ScoreValues(const TileTask& task, const uint8_t* values, TileScratch
     const float* q = scratch.plain;
     for (int c = turning; c < task.value_columns; c += 32, q += 32 * kRows) {
       const uint8_t* k = row + c / 32 * kPairBytes;
+#pragma GCC unroll 4
+      for (int i = 0; i < kTokens / 2; ++i, fetch += 64) {
+        _mm_prefetch(reinterpret_cast<const char*>(fetch), _MM_HINT_T1);
+      }
       F16 k0[kTokens], k1[kTokens];
 #pragma GCC unroll 8
       for (int i = 0; i < kTokens; ++i) LoadPair<kType>(k + i * row_bytes, k0[i], k1[i]);
@@ -235,7 +246,7 @@ inline void Scores(const TileTask& task, const uint8_t* head, int32_t page, int6
     for (int r = 0; r < kRows; ++r) of_keys[r] = Zero();
   }
   if (task.format == KvFormat::kSingle) TurnQueriesBack<kRows>(task, page, scratch);
-  ScoreValues<kType, kRows>(task, head + task.key_bytes, scratch, of_values);
+  ScoreValues<kType, kRows>(task, head + task.key_bytes, ahead, scratch, of_values);
   for (int r = 0; r < kRows; ++r) {
     F16 score = of_values[r];
     if constexpr (kType == KvType::kInt8) score = Mul(score, Load(ValueScales(task, head)));

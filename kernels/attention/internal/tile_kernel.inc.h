@@ -4,11 +4,15 @@
 // acc += p * V for columns [32 c, 32 c + 32) of pages [begin, end) of a block. Tokens outside every
 // row's range are not read: their slots may hold anything.
 template <KvType kType, int kRows>
-inline void AddValues(const uint8_t* const* keys, const int64_t* ahead, int64_t key_bytes,
-                      int value_columns, int c, int begin, int end, const int* live_begin,
-                      const int* live_end, TileScratch& scratch) {
+inline void AddValues(const TileTask& task, const uint8_t* const* keys, const int64_t* ahead, int c,
+                      int begin, int end, const int* live_begin, const int* live_end,
+                      TileScratch& scratch) {
   constexpr int kPairBytes = PairBytes(kType);
-  const int64_t row_bytes = int64_t{kPairBytes} * (value_columns / 32);
+  const int chunks = task.value_columns / 32;
+  const int64_t row_bytes = int64_t{kPairBytes} * chunks;
+  // This chunk's part of the lines that ScoreValues left.
+  const int64_t early = EarlyBytes(task);
+  const int64_t fetch_step = (task.value_bytes - early) / (chunks * kPageTokens);
   F16 acc[kRows][2];
   float* chunk = scratch.acc + c * (32 * kRows);
 #pragma GCC unroll 12
@@ -17,12 +21,14 @@ inline void AddValues(const uint8_t* const* keys, const int64_t* ahead, int64_t 
     acc[r][1] = Load(chunk + r * 32 + 16);
   }
   for (int j = begin; j < end; ++j) {
-    const uint8_t* v = keys[j] + key_bytes + int64_t{kPairBytes} * c + live_begin[j] * row_bytes;
+    const uint8_t* values = keys[j] + task.key_bytes;
+    const uint8_t* v = values + int64_t{kPairBytes} * c + live_begin[j] * row_bytes;
+    const uint8_t* fetch = values + ahead[j] + early + c * kPageTokens * fetch_step;
     const float* p = scratch.p + j * kPageTokens;
     for (int t = live_begin[j]; t < live_end[j]; ++t, v += row_bytes) {
       F16 v0, v1;
       LoadPair<kType>(v, v0, v1);
-      _mm_prefetch(reinterpret_cast<const char*>(v + ahead[j]), _MM_HINT_T1);
+      _mm_prefetch(reinterpret_cast<const char*>(fetch + t * fetch_step), _MM_HINT_T1);
 #pragma GCC unroll 12
       for (int r = 0; r < kRows; ++r) {
         const F16 weight = All(p[r * kBlockTokens + t]);
@@ -101,7 +107,8 @@ void Tile(const TileTask& task, int row, TileScratch& scratch) {
       live_begin[j] = kPageTokens;
       live_end[j] = 0;
     }
-    // Both passes over a page fetch the same lines of the page four further on.
+    // The passes over a page fetch the page four further on, each a part, evenly: sixteen lines can
+    // be on their way at a time, and a burst would have to wait for them.
     int64_t ahead[kBlockPages] = {};
     for (int j = 0; j < pages && page + kBlockPages + j < page_end; ++j) {
       ahead[j] =
@@ -166,14 +173,12 @@ void Tile(const TileTask& task, int row, TileScratch& scratch) {
     // linear read. The order of each accumulator's steps is the same.
     if (kRows > 8 && value_columns <= 256) {
       for (int c = 0; c < value_columns / 32; ++c) {
-        AddValues<kType, kRows>(keys, ahead, task.key_bytes, value_columns, c, 0, pages, live_begin,
-                                live_end, scratch);
+        AddValues<kType, kRows>(task, keys, ahead, c, 0, pages, live_begin, live_end, scratch);
       }
     } else {
       for (int j = 0; j < pages; ++j) {
         for (int c = 0; c < value_columns / 32; ++c) {
-          AddValues<kType, kRows>(keys, ahead, task.key_bytes, value_columns, c, j, j + 1,
-                                  live_begin, live_end, scratch);
+          AddValues<kType, kRows>(task, keys, ahead, c, j, j + 1, live_begin, live_end, scratch);
         }
       }
     }
