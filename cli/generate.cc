@@ -23,7 +23,7 @@ absl::Status Stream(ApiClient& client, const v1::GenerateRequest& request,
   const absl::Time start = absl::Now();
   const bool streams = !flags.json && request.n() <= 1;
   if (streams && flags.echo && flags.prompt.has_value()) std::fputs(flags.prompt->c_str(), stdout);
-  const absl::Status status =
+  absl::Status status =
       client.Generate(request, [&collector, streams](const v1::GenerateResponse& event) {
         collector.Add(event, absl::Now());
         if (streams && event.has_delta()) {

@@ -95,7 +95,7 @@ class GenerateCall final : public grpc::ServerWriteReactor<v1::GenerateResponse>
     auto stream = std::make_shared<TokenStream>(admitted, parts_.model, parts_.metrics, policy,
                                                 parts_.config.retry_delay, std::move(hooks));
     parts_.live.Add(stream);
-    if (const absl::Status routed = parts_.router.Route(admitted, stream); !routed.ok()) {
+    if (absl::Status routed = parts_.router.Route(admitted, stream); !routed.ok()) {
       parts_.live.Release(admitted.client_id);
       parts_.live.Remove(stream);
       return routed;

@@ -56,7 +56,8 @@ bool SameBits(const std::vector<float>& a, const float* b) {
 // sum, and with a min the scaled sum and one more sum.
 double Roundings(Arithmetic arithmetic, const WeightFormatInfo& info, int64_t k) {
   if (!IsInt8(arithmetic)) return static_cast<double>(k) * 2;
-  return static_cast<double>((k + info.block_k - 1) / info.block_k) * (info.has_min ? 4 : 2);
+  const int64_t blocks = (k + info.block_k - 1) / info.block_k;
+  return static_cast<double>(blocks) * (info.has_min ? 4 : 2);
 }
 
 void ExpectNearDouble(const Product& p, const std::vector<float>& x, int64_t rows,
