@@ -49,6 +49,38 @@ def report(name, values, base):
     return differences, worst
 
 
+def ranks(values):
+    """Places in ascending order."""
+    order = sorted(range(len(values)), key=lambda i: values[i])
+    places = [0] * len(values)
+    for place, i in enumerate(order):
+        places[i] = place
+    return places
+
+
+def rank_correlation(a, b):
+    """Spearman's: 1 when the same tokens are the sensitive ones, 0 when it is chance."""
+    a, b = ranks(a), ranks(b)
+    middle = (len(a) - 1) / 2
+    both = sum((x - middle) * (y - middle) for x, y in zip(a, b))
+    return both / sum((x - middle) ** 2 for x in a)
+
+
+def explain(differences, base, others):
+    """Whose differences are large on the same tokens, and how unlikely these tokens are."""
+    sizes = [abs(d) for d in differences]
+    largest = set(sorted(range(len(sizes)), key=lambda i: -sizes[i])[:20])
+    surprise = [-v for v in base]
+    print(f"    the 20 largest are on tokens of {mean([surprise[i] for i in largest]):.1f} nat in the "
+          f"mean (all tokens: {mean(surprise):.1f}); rank correlation of size with improbability "
+          f"{rank_correlation(sizes, surprise):.2f}")
+    for name, values in others.items():
+        theirs = [abs(a - b) for a, b in zip(values, base)]
+        print(f"    rank correlation with the sizes of {name}: {rank_correlation(sizes, theirs):.2f}; "
+              f"theirs on the same 20 are {mean([theirs[i] for i in largest]) / mean(theirs):.1f} times "
+              f"their mean")
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("gguf", type=pathlib.Path)
@@ -72,6 +104,9 @@ def main():
             print(f"    token {i + 1}: {values[i]:.4f}, transformers {base[i]:.4f} in fp32 and "
                   f"{expected['transformers_bf16'][i]:.4f} in bf16, llama.cpp "
                   f"{expected['llama_cpp'][i]:.4f}")
+        if compute != "fp32":
+            explain(differences, base, {"transformers in bf16": cut(expected["transformers_bf16"]),
+                                        "llama.cpp": cut(expected["llama_cpp"])})
         if abs(mean(differences)) > MAX_MEAN[compute]:
             print(f"  FAILED: mean difference above {MAX_MEAN[compute]}")
             failed = True
