@@ -241,7 +241,8 @@ int Main(int argc, char** argv) {
     }
   }
   if (options.address.empty()) {
-    std::fprintf(stderr, "stream_load HOST:PORT ...: see the head of bench/stream_load_client.cc\n");
+    std::fprintf(stderr,
+                 "stream_load HOST:PORT ...: see the head of bench/stream_load_client.cc\n");
     return 2;
   }
   return Run(options);

@@ -4,6 +4,7 @@
 #include <cstdio>
 #include <string>
 
+#include "absl/synchronization/mutex.h"
 #include "cli/commands.h"
 #include "cli/options.h"
 #include "cli/signals.h"
@@ -82,6 +83,10 @@ int main(int argc, char** argv) {
                  "Lapidary needs\n");
     return 1;
   }
+#ifdef NDEBUG
+  // The library's builders left its search for deadlocks on: a graph walk in every lock.
+  absl::SetMutexDeadlockDetectionMode(absl::OnDeadlockCycle::kIgnore);
+#endif
   const lapidary::CommandLine line = lapidary::ParseCommandLine(argc, argv);
   lapidary::InitLog({.level = lapidary::ParseLevel(line.log.level),
                      .json = line.log.format == "json",

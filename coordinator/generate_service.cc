@@ -92,8 +92,9 @@ class GenerateCall final : public grpc::ServerWriteReactor<v1::GenerateResponse>
       router.SetPaused(ids, paused);
     };
     hooks.over = [&live = parts_.live, id = admitted.client_id] { live.Release(id); };
-    auto stream = std::make_shared<TokenStream>(admitted, parts_.model, parts_.metrics, policy,
-                                                parts_.config.retry_delay, std::move(hooks));
+    auto stream =
+        std::make_shared<TokenStream>(admitted, parts_.model, parts_.metrics, policy,
+                                      parts_.config.retry_delay, parts_.writes, std::move(hooks));
     parts_.live.Add(stream);
     if (absl::Status routed = parts_.router.Route(admitted, stream); !routed.ok()) {
       parts_.live.Release(admitted.client_id);

@@ -9,6 +9,7 @@
 #include "coordinator/live_requests.h"
 #include "coordinator/router.h"
 #include "coordinator/served_model.h"
+#include "coordinator/write_scheduler.h"
 #include "lapidary/v1/lapidary.grpc.pb.h"
 
 namespace lapidary {
@@ -24,6 +25,7 @@ class GenerateService final : public v1::LapidaryService::CallbackService {
     GroupClient& group;
     LiveRequests& live;
     CoordinatorMetrics& metrics;
+    WriteScheduler& writes;
   };
   explicit GenerateService(const Parts& parts) : parts_(parts) {}
 

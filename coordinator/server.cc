@@ -98,7 +98,8 @@ class CoordinatorServer::Impl {
         group_(config_, absl::StrFormat("lapidary-%d-%08x", getpid(), Entropy() & 0xffffffff),
                absl::Now(), [this] { PublishHealth(); }),
         router_(group_),
-        generate_service_({config_, *model_, admission_, router_, group_, live_, metrics_}),
+        generate_service_(
+            {config_, *model_, admission_, router_, group_, live_, metrics_, writes_}),
         cluster_service_(group_) {}
 
   ~Impl() {
@@ -194,6 +195,9 @@ class CoordinatorServer::Impl {
     // Rebalances clients behind connection-level balancers; streams are allowed to finish.
     builder.AddChannelArgument(GRPC_ARG_MAX_CONNECTION_AGE_MS, Millis(absl::Minutes(30)));
     builder.AddChannelArgument(GRPC_ARG_MAX_CONCURRENT_STREAMS, 4096);
+    // Costs in every message; tokens are too short to compress.
+    builder.AddChannelArgument(GRPC_ARG_ENABLE_PER_MESSAGE_COMPRESSION, 0);
+    builder.AddChannelArgument(GRPC_ARG_ENABLE_CHANNELZ, 0);
     builder.SetMaxReceiveMessageSize(static_cast<int>(config_.max_request_bytes));
     // Once is enough for the process; repeated calls do nothing. The descriptor's use links the
     // health service's description in, for reflection to find.
@@ -251,6 +255,7 @@ class CoordinatorServer::Impl {
   const std::unique_ptr<ServedModel> model_;
   MetricsRegistry registry_;
   CoordinatorMetrics metrics_;
+  WriteScheduler writes_;
   LiveRequests live_;
   Admission admission_;
   GroupClient group_;

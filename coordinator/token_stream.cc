@@ -18,6 +18,10 @@ namespace {
 // the most alternatives.
 constexpr int kScoresPerMessage = 256;
 constexpr absl::Duration kMaxRetryDelay = absl::Hours(1);
+// Steps join a message up to this size.
+constexpr int64_t kJoinBytes = 16 << 10;
+// A token id in a delta: a vocabulary of 2^18 takes at most 3 bytes.
+constexpr int64_t kTokenBytes = 3;
 
 Outcome OutcomeOf(v1::FinishReason reason) {
   switch (reason) {
@@ -34,7 +38,7 @@ Outcome OutcomeOf(v1::FinishReason reason) {
 
 TokenStream::TokenStream(const AdmittedRequest& request, const ServedModel& model,
                          CoordinatorMetrics& metrics, const SlowReaderPolicy& policy,
-                         absl::Duration retry_delay, Hooks hooks)
+                         absl::Duration retry_delay, WriteScheduler& writes, Hooks hooks)
     : client_id_(request.client_id),
       trace_id_(request.trace_id),
       received_(request.received),
@@ -44,6 +48,7 @@ TokenStream::TokenStream(const AdmittedRequest& request, const ServedModel& mode
       metrics_(metrics),
       policy_(policy),
       retry_delay_(retry_delay),
+      writes_(writes),
       hooks_(std::move(hooks)),
       unread_since_(request.received) {
   absl::MutexLock lock(&mu_);
@@ -62,7 +67,7 @@ TokenStream::TokenStream(const AdmittedRequest& request, const ServedModel& mode
 void TokenStream::Start(StreamWriter* writer) {
   absl::MutexLock lock(&mu_);
   writer_ = writer;
-  Pump();
+  WantWrite();
 }
 
 void TokenStream::OnEvent(const wire::RequestEvent& event, absl::Time now) {
@@ -106,7 +111,7 @@ void TokenStream::OnEvent(const wire::RequestEvent& event, absl::Time now) {
     }
     if (!was_above && pending_bytes_ > policy_.queue_bytes) unread_since_ = now;
     Throttle();
-    Pump();
+    WantWrite();
   }
   if (!cancels.empty()) hooks_.cancel(cancels);
 }
@@ -152,23 +157,38 @@ void TokenStream::FillScore(const wire::Scored& in, v1::TokenScore* out) const {
   }
 }
 
-bool TokenStream::AppendText(Choice* choice, const std::string& piece, std::string* shown,
-                             int* stop) {
+int TokenStream::AppendText(Choice* choice, TokenId id, std::string* shown) {
   if (!choice->stops) {
-    *shown += piece;
-    return false;
+    if (!options_.skip_text) choice->text->Push(id, shown);
+    return -1;
   }
-  StopMatcher::Result result = choice->stops->Push(piece);
-  *shown += result.text;
-  *stop = result.stop;
-  return result.stop >= 0;
+  const std::string piece = choice->text->Push(id);
+  if (!options_.skip_text) return choice->stops->Push(piece, shown);
+  std::string unseen;
+  return choice->stops->Push(piece, &unseen);
+}
+
+int TokenStream::AppendRest(Choice* choice, std::string* shown) {
+  std::string text = choice->text->Finish();
+  int stop = -1;
+  if (choice->stops) {
+    std::string certain;
+    stop = choice->stops->Push(text, &certain);
+    if (stop < 0) certain += choice->stops->Flush();
+    text = std::move(certain);
+  }
+  if (!options_.skip_text) *shown += text;
+  return stop;
 }
 
 void TokenStream::TakeTokens(Choice* choice, const wire::RequestEvent& event,
                              std::vector<RequestId>* cancels) {
-  v1::GenerateResponse message;
-  v1::Delta* delta = message.mutable_delta();
-  delta->set_choice(static_cast<uint32_t>(choice - choices_.data()));
+  const bool goes_on = event.finish() == wire::FINISH_UNSPECIFIED;
+  if (goes_on && event.tokens().empty()) return;
+  Pending& pending = DeltaOf(choice);
+  v1::Delta* delta = pending.message.mutable_delta();
+  const int64_t bytes_before = pending.bytes;
+  const size_t text_before = delta->text().size();
   const uint32_t tokens_before = choice->tokens;
   int stop = -1;
   for (int i = 0; i < event.tokens_size() && stop < 0; ++i) {
@@ -176,43 +196,40 @@ void TokenStream::TakeTokens(Choice* choice, const wire::RequestEvent& event,
     const auto id = static_cast<TokenId>(token.id());
     ++choice->tokens;
     delta->add_token_ids(token.id());
-    if (options_.scores) FillScore(token, delta->add_scores());
+    pending.bytes += kTokenBytes;
+    if (options_.scores) {
+      v1::TokenScore* score = delta->add_scores();
+      FillScore(token, score);
+      pending.bytes += static_cast<int64_t>(score->ByteSizeLong());
+    }
     const bool ends = event.finish() == wire::FINISH_STOP && i + 1 == event.tokens_size() &&
                       event.has_stop_id() && event.stop_id() == token.id();
     // A stop token is part of the tokens, and of the text only where stops are.
     if (ends && !options_.include_stop) continue;
     if (!ends) choice->last_token = id;
-    if (!choice->text) continue;
-    const std::string piece = choice->text->Push(id);
-    std::string shown;
-    AppendText(choice, piece, &shown, &stop);
-    if (!options_.skip_text) *delta->mutable_text() += shown;
+    if (choice->text) stop = AppendText(choice, id, delta->mutable_text());
   }
   metrics_.GeneratedTokens(choice->tokens - tokens_before);
+  // The end: what was held back comes out.
+  const bool stopped_by_text = stop >= 0;
+  if (!goes_on && !stopped_by_text && choice->text) {
+    stop = AppendRest(choice, delta->mutable_text());
+  }
+  pending.bytes += static_cast<int64_t>(delta->text().size() - text_before);
+  pending_bytes_ += pending.bytes - bytes_before;
+  if (delta->token_ids().empty() && delta->text().empty()) {
+    pending_bytes_ -= pending.bytes;
+    pending_.pop_back();
+  }
   if (stop >= 0) {
     // The engine may be steps ahead; what it computed past the stop is dropped.
-    if (event.finish() == wire::FINISH_UNSPECIFIED) cancels->push_back(choice->id);
-    Queue(std::move(message));
+    if (goes_on) cancels->push_back(choice->id);
     FinishChoice(choice, v1::FINISH_REASON_STOP, options_.stops[static_cast<size_t>(stop)],
                  std::nullopt);
     return;
   }
-  if (event.finish() == wire::FINISH_UNSPECIFIED) {
-    if (delta->token_ids_size() > 0) Queue(std::move(message));
-    return;
-  }
-  // The end: what was held back comes out.
-  if (choice->text) {
-    std::string shown;
-    const bool stopped = AppendText(choice, choice->text->Finish(), &shown, &stop);
-    if (!stopped && choice->stops) shown += choice->stops->Flush();
-    if (!options_.skip_text) *delta->mutable_text() += shown;
-  }
-  if (delta->token_ids_size() > 0 || !delta->text().empty()) Queue(std::move(message));
-  if (stop >= 0) {
-    FinishChoice(choice, v1::FINISH_REASON_STOP, options_.stops[static_cast<size_t>(stop)],
-                 std::nullopt);
-  } else if (event.finish() == wire::FINISH_LENGTH) {
+  if (goes_on) return;
+  if (event.finish() == wire::FINISH_LENGTH) {
     FinishChoice(choice, v1::FINISH_REASON_LENGTH, "", std::nullopt);
   } else {
     std::optional<uint32_t> stop_id;
@@ -264,7 +281,7 @@ void TokenStream::OnLost(const absl::Status& why, absl::Time now) {
   std::vector<RequestId> cancels;  // the group has forgotten them already
   absl::MutexLock lock(&mu_);
   End(why, Outcome::kLost, /*at_once=*/false, now, &cancels);
-  Pump();
+  WantWrite();
 }
 
 void TokenStream::Fail(const absl::Status& status, Outcome outcome, absl::Time now) {
@@ -272,7 +289,7 @@ void TokenStream::Fail(const absl::Status& status, Outcome outcome, absl::Time n
   {
     absl::MutexLock lock(&mu_);
     End(status, outcome, /*at_once=*/false, now, &cancels);
-    Pump();
+    WantWrite();
   }
   if (!cancels.empty()) hooks_.cancel(cancels);
 }
@@ -329,15 +346,40 @@ void TokenStream::Throttle() {
 
 void TokenStream::Queue(v1::GenerateResponse message) {
   message.set_request_id(client_id_);
-  pending_bytes_ += static_cast<int64_t>(message.ByteSizeLong());
-  pending_.push_back(std::move(message));
+  const auto bytes = static_cast<int64_t>(message.ByteSizeLong());
+  pending_bytes_ += bytes;
+  pending_.push_back(Pending{std::move(message), bytes});
 }
 
-void TokenStream::Pump() {
+TokenStream::Pending& TokenStream::DeltaOf(const Choice* choice) {
+  const auto index = static_cast<uint32_t>(choice - choices_.data());
+  if (pending_.size() > (write_in_flight_ ? 1u : 0u)) {
+    Pending& last = pending_.back();
+    if (last.message.has_delta() && last.message.delta().choice() == index &&
+        last.bytes < kJoinBytes) {
+      return last;
+    }
+  }
+  v1::GenerateResponse message;
+  message.mutable_delta()->set_choice(index);
+  Queue(std::move(message));
+  return pending_.back();
+}
+
+void TokenStream::WantWrite() {
+  if (writer_ == nullptr || write_in_flight_ || write_wanted_) return;
+  if (pending_.empty() && !final_) return;
+  write_wanted_ = true;
+  writes_.Add(shared_from_this());
+}
+
+void TokenStream::WriteNow() {
+  absl::MutexLock lock(&mu_);
+  write_wanted_ = false;
   if (writer_ == nullptr || write_in_flight_) return;
   if (!pending_.empty()) {
     write_in_flight_ = true;
-    writer_->Write(pending_.front());
+    writer_->Write(pending_.front().message);
   } else if (final_) {
     Deliver();
   }
@@ -347,11 +389,11 @@ void TokenStream::WriteDone(bool ok, absl::Time now) {
   absl::MutexLock lock(&mu_);
   write_in_flight_ = false;
   unread_since_ = now;
-  pending_bytes_ -= static_cast<int64_t>(pending_.front().ByteSizeLong());
+  pending_bytes_ -= pending_.front().bytes;
   pending_.pop_front();
   if (!ok) return;  // the call is broken: ClientGone comes
   Throttle();
-  Pump();
+  WantWrite();
 }
 
 void TokenStream::End(const absl::Status& status, Outcome outcome, bool at_once, absl::Time now,
@@ -384,7 +426,7 @@ void TokenStream::Deliver() {
   if (writer_ == nullptr) return;
   std::exchange(writer_, nullptr)->Finish(*final_);
   while (pending_.size() > (write_in_flight_ ? 1u : 0u)) {
-    pending_bytes_ -= static_cast<int64_t>(pending_.back().ByteSizeLong());
+    pending_bytes_ -= pending_.back().bytes;
     pending_.pop_back();
   }
 }

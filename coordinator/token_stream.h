@@ -1,9 +1,10 @@
 // Token ids of one client request -> its events: text, scores, stop strings, usage; and the queue
 // in front of a client that may read slowly or go away.
 //
-// Fed by the group's reader thread, drained by gRPC callback threads, watched by the housekeeper.
-// Exactly one terminal status reaches the writer. Lock order: mu_ before the locks of LiveRequests
-// and of the group.
+// Fed by the group's reader thread, written by the write scheduler's, watched by the housekeeper.
+// Tokens join the message that waits, so several steps share one when the writer is behind. Exactly
+// one terminal status reaches the writer. Lock order: mu_ before the locks of LiveRequests, of the
+// group and of the write scheduler.
 #pragma once
 #include <deque>
 #include <functional>
@@ -22,6 +23,7 @@
 #include "coordinator/group_client.h"
 #include "coordinator/served_model.h"
 #include "coordinator/stop_matcher.h"
+#include "coordinator/write_scheduler.h"
 
 namespace lapidary {
 
@@ -42,7 +44,9 @@ struct SlowReaderPolicy {
   int64_t max_queue_bytes() const { return 8 * queue_bytes; }  // above: cancelled at once
 };
 
-class TokenStream : public RequestSink {
+class TokenStream : public RequestSink,
+                    public WriteTarget,
+                    public std::enable_shared_from_this<TokenStream> {
  public:
   struct Hooks {
     // Forgets engine requests. Called without locks.
@@ -56,7 +60,8 @@ class TokenStream : public RequestSink {
   };
 
   TokenStream(const AdmittedRequest& request, const ServedModel& model, CoordinatorMetrics& metrics,
-              const SlowReaderPolicy& policy, absl::Duration retry_delay, Hooks hooks);
+              const SlowReaderPolicy& policy, absl::Duration retry_delay, WriteScheduler& writes,
+              Hooks hooks);
 
   // Once, when the group has taken the request; events that came first are written now. The writer
   // outlives the call of its Finish().
@@ -66,6 +71,8 @@ class TokenStream : public RequestSink {
       ABSL_LOCKS_EXCLUDED(mu_);
   void OnLost(const absl::Status& why, absl::Time now) override ABSL_LOCKS_EXCLUDED(mu_);
 
+  // From the scheduler: the first message that waits, or the end.
+  void WriteNow() override ABSL_LOCKS_EXCLUDED(mu_);
   // From the RPC: the message is out (ok) or never will be.
   void WriteDone(bool ok, absl::Time now) ABSL_LOCKS_EXCLUDED(mu_);
   // From the RPC: cancelled, or its deadline has passed.
@@ -85,6 +92,10 @@ class TokenStream : public RequestSink {
     bool finished = false;
     absl::Time last_time;  // of the newest token
   };
+  struct Pending {
+    v1::GenerateResponse message;
+    int64_t bytes = 0;  // about what it takes on the wire
+  };
 
   // Each appends events; `cancels` collects engine requests to forget once mu_ is given up.
   void TakeTokens(Choice* choice, const cluster::v1::RequestEvent& event,
@@ -96,16 +107,20 @@ class TokenStream : public RequestSink {
   void QueuePromptScores(const cluster::v1::RequestEvent& event) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void MeasureTimes(Choice* choice, const cluster::v1::RequestEvent& event, absl::Time now)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
-  // Shows text as far as no stop string can begin in it. True when a stop string is complete.
-  bool AppendText(Choice* choice, const std::string& piece, std::string* shown, int* stop)
-      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  // One token's text, as far as no stop string can begin in it. The stop that is complete, or -1.
+  int AppendText(Choice* choice, TokenId id, std::string* shown) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  // What was held back, at the end.
+  int AppendRest(Choice* choice, std::string* shown) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   absl::Status EngineError(const cluster::v1::RequestEvent& event)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
 
   // Has the engine compute only what a reader takes.
   void Throttle() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void Queue(v1::GenerateResponse message) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
-  void Pump() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  // The delta that waits last, when it is this choice's and has room; else a new one.
+  Pending& DeltaOf(const Choice* choice) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  // Has the scheduler call WriteNow() when that would write something.
+  void WantWrite() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   // Sets the terminal status; delivered after what is queued, or `at_once`. Later calls do nothing.
   void End(const absl::Status& status, Outcome outcome, bool at_once, absl::Time now,
            std::vector<RequestId>* cancels) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
@@ -120,15 +135,17 @@ class TokenStream : public RequestSink {
   CoordinatorMetrics& metrics_;
   const SlowReaderPolicy policy_;
   const absl::Duration retry_delay_;
+  WriteScheduler& writes_;
   const Hooks hooks_;
 
   absl::Mutex mu_;
   StreamWriter* writer_ ABSL_GUARDED_BY(mu_) = nullptr;  // null before Start and after Finish
   std::vector<Choice> choices_ ABSL_GUARDED_BY(mu_);
   absl::flat_hash_map<RequestId, size_t> choice_of_ ABSL_GUARDED_BY(mu_);
-  std::deque<v1::GenerateResponse> pending_ ABSL_GUARDED_BY(mu_);  // front is being written, if any
+  std::deque<Pending> pending_ ABSL_GUARDED_BY(mu_);  // front is being written, if any
   int64_t pending_bytes_ ABSL_GUARDED_BY(mu_) = 0;
   bool write_in_flight_ ABSL_GUARDED_BY(mu_) = false;  // gRPC allows one StartWrite at a time
+  bool write_wanted_ ABSL_GUARDED_BY(mu_) = false;     // the scheduler has been asked
   bool paused_ ABSL_GUARDED_BY(mu_) = false;           // the engine, as it was told last
   absl::Time unread_since_ ABSL_GUARDED_BY(mu_);  // of a queue above the limit: its last progress
   bool started_ ABSL_GUARDED_BY(mu_) = false;     // the engine has answered

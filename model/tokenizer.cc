@@ -47,6 +47,9 @@ class BpeTokenizer final : public Tokenizer {
   std::string PieceText(TokenId id) const override {
     return parts_.vocab->Has(id) ? std::string(parts_.vocab->text(id)) : std::string();
   }
+  void AppendPieceText(TokenId id, std::string* text) const override {
+    if (parts_.vocab->Has(id)) *text += parts_.vocab->text(id);
+  }
   std::string_view PieceName(TokenId id) const override {
     return parts_.vocab->Has(id) ? parts_.vocab->name(id) : std::string_view();
   }
@@ -133,24 +136,26 @@ absl::StatusOr<std::unique_ptr<Tokenizer>> Tokenizer::Load(const std::string& ch
   return std::make_unique<BpeTokenizer>(std::move(parts));
 }
 
-std::string IncrementalDetokenizer::Push(TokenId id) {
+void IncrementalDetokenizer::Push(TokenId id, std::string* text) {
   const TokenKind kind = tokenizer_.kind(id);
-  if (skip_special_ && kind == TokenKind::kControl) return {};
-  if (kind != TokenKind::kByte) return Finish() + tokenizer_.PieceText(id);
-  pending_ += tokenizer_.PieceText(id);
-  std::string certain;
+  if (skip_special_ && kind == TokenKind::kControl) return;
+  if (kind != TokenKind::kByte) {
+    if (!pending_.empty()) *text += Finish();
+    tokenizer_.AppendPieceText(id, text);
+    return;
+  }
+  tokenizer_.AppendPieceText(id, &pending_);
   while (!pending_.empty()) {
     const int length = internal::Utf8Length(pending_);
     if (length == internal::kUtf8Truncated) break;
     if (length == internal::kUtf8Invalid) {
-      certain += internal::kReplacementCharacter;
+      *text += internal::kReplacementCharacter;
       pending_.erase(0, 1);
     } else {
-      certain.append(pending_, 0, length);
+      text->append(pending_, 0, length);
       pending_.erase(0, length);
     }
   }
-  return certain;
 }
 
 std::string IncrementalDetokenizer::Finish() {

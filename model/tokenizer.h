@@ -56,6 +56,8 @@ class Tokenizer {
 
   // The raw piece with U+2581 as space, byte tokens as one byte: what one id contributes.
   virtual std::string PieceText(TokenId id) const = 0;
+  // The same at the end of `text`.
+  virtual void AppendPieceText(TokenId id, std::string* text) const { *text += PieceText(id); }
   // The entry as stored, e.g. "<0x0A>", "▁the": what logprob tables show.
   virtual std::string_view PieceName(TokenId id) const = 0;
   virtual TokenKind kind(TokenId id) const = 0;
@@ -72,8 +74,13 @@ class IncrementalDetokenizer {
  public:
   IncrementalDetokenizer(const Tokenizer& tokenizer, bool skip_special)
       : tokenizer_(tokenizer), skip_special_(skip_special) {}
-  // Text that became certain with this token, possibly empty.
-  std::string Push(TokenId id);
+  // Appends the text that became certain with this token, possibly none.
+  void Push(TokenId id, std::string* text);
+  std::string Push(TokenId id) {
+    std::string text;
+    Push(id, &text);
+    return text;
+  }
   // The rest, invalid bytes as U+FFFD.
   std::string Finish();
 

@@ -7,6 +7,7 @@
 #include "absl/time/clock.h"
 #include "common/error_details.h"
 #include "common/grpc_status.h"
+#include "coordinator/served_model.h"
 #include "tests/support/coordinator_harness.h"
 
 namespace lapidary {
@@ -37,10 +38,11 @@ TEST_F(GenerateTest, TextGetsOneBosAndStreamsText) {
   ASSERT_TRUE(reply.status.ok()) << reply.status.error_message();
   EXPECT_EQ(reply.Text(), " sat on it");
   EXPECT_EQ(reply.Ids(), std::vector<uint32_t>(answer.begin(), answer.end()));
-  // One delta a step, the end of the choice, the usage.
-  ASSERT_EQ(reply.events.size(), 4u);
+  // A delta for each step or one for both, the end of the choice, the usage.
+  ASSERT_GE(reply.events.size(), 3u);
+  ASSERT_LE(reply.events.size(), 4u);
   EXPECT_TRUE(reply.events[0].has_delta());
-  EXPECT_TRUE(reply.events[1].has_delta());
+  EXPECT_TRUE(reply.events[reply.events.size() - 3].has_delta());
   EXPECT_EQ(reply.Finished()->reason(), v1::FINISH_REASON_LENGTH);
   EXPECT_EQ(reply.Usage()->prompt_tokens(), prompt.size());
   EXPECT_EQ(reply.Usage()->completion_tokens(), answer.size());
@@ -250,9 +252,10 @@ TEST_F(GenerateTest, ACharacterInByteTokensIsNeverCut) {
   leader().SendEvents({MakeEvent(submit->id(), {*b1}, wire::FINISH_LENGTH)});
   const Reply& reply = call->Wait();
   ASSERT_TRUE(reply.status.ok()) << reply.status.error_message();
-  EXPECT_EQ(reply.events[0].delta().text(), "");
-  EXPECT_EQ(reply.events[1].delta().text(), "\xc3\xa9");
-  EXPECT_EQ(reply.events[2].delta().text(), "\xef\xbf\xbd");  // the end: half a character
+  EXPECT_EQ(reply.Text(), "\xc3\xa9\xef\xbf\xbd");  // the end: half a character
+  for (const v1::GenerateResponse& event : reply.events) {
+    EXPECT_EQ(ToValidUtf8(event.delta().text()), event.delta().text());
+  }
 }
 
 TEST_F(GenerateTest, SkipTextStillStopsAtStrings) {
