@@ -42,6 +42,8 @@ AskOptions AskOptionsOf(const BenchFlags& flags) {
           .top_k = flags.top_k,
           .top_p = flags.top_p,
           .skip_text = flags.skip_text,
+          .batch = flags.priority == "batch",
+          .tenant = flags.tenant,
           .timeout_s = flags.timeout_s,
           .connections = flags.connections,
           .keep_alive = flags.keep_alive,

@@ -78,6 +78,11 @@ void AddBench(CLI::App* app, BenchFlags& f) {
   app->add_flag("--skip-text", f.skip_text, "Ask a Lapidary server for token ids alone")
       ->group(work);
 
+  app->add_option("--priority", f.priority, "Of a Lapidary server: interactive or batch")
+      ->check(CLI::IsMember({"interactive", "batch"}))
+      ->group(work);
+  app->add_option("--tenant", f.tenant, "Of a Lapidary server: whose share is used")->group(work);
+
   const std::string report = "Checks and report";
   app->add_option("--verify", f.verify,
                   "Ask for so many answers again, alone, and compare every token (HTTP: the text)")

@@ -168,6 +168,8 @@ struct BenchFlags {
   double top_p = 1;
   bool skip_text = false;
 
+  std::string priority = "interactive", tenant;  // of a Lapidary server
+
   int64_t verify = 0;
   bool loose_counts = false;
   bool json = false;

@@ -55,6 +55,8 @@ struct AskOptions {
   int64_t top_k = 0;  // 0: all
   double top_p = 1;
   bool skip_text = false;     // gRPC: ask for token ids alone
+  bool batch = false;         // gRPC: of batch priority
+  std::string tenant;         // gRPC
   double timeout_s = 600;     // of one request
   int connections = 1;        // gRPC
   bool keep_alive = true;     // HTTP

@@ -82,6 +82,8 @@ class GrpcBenchClient final : public BenchClient {
   v1::GenerateRequest Build(const BenchRequest& request) const {
     v1::GenerateRequest message;
     message.set_model(options_.model);
+    if (options_.batch) message.set_priority(v1::PRIORITY_BATCH);
+    message.set_tenant(options_.tenant);
     message.mutable_token_ids()->mutable_ids()->Add(request.prompt.begin(), request.prompt.end());
     v1::SamplingOptions& sampling = *message.mutable_sampling();
     sampling.set_temperature(static_cast<float>(options_.temperature));

@@ -35,6 +35,23 @@ TEST(Flags, ThePromisedCommand) {
   EXPECT_EQ(f.local.engine.tensor_parallel, 2);
 }
 
+TEST(Flags, BenchTakesALoadAndAWorkload) {
+  const CommandLine line = Parse({"bench", "--server", "h:1", "-c", "256", "-n", "2048",
+                                  "--prompt-tokens", "64-256", "--stop-at-eos", "--no-keep-alive",
+                                  "--seed", "18446744073709551615", "--priority", "batch"});
+  ASSERT_EQ(line.command, Command::kBench);
+  EXPECT_EQ(line.bench.server, "h:1");
+  EXPECT_EQ(line.bench.concurrency, 256);
+  EXPECT_EQ(line.bench.requests, 2048);
+  EXPECT_EQ(line.bench.prompt_tokens, "64-256");
+  EXPECT_EQ(line.bench.seed, 18446744073709551615u);
+  EXPECT_FALSE(line.bench.ignore_eos || line.bench.keep_alive);
+  EXPECT_EQ(line.bench.priority, "batch");
+  EXPECT_TRUE(Parse({"bench", "m"}).bench.ignore_eos);
+  EXPECT_EQ(Parse({"bench", "m", "-c", "4", "--rate", "2"}).exit_code, 2);
+  EXPECT_EQ(Parse({"bench", "m", "--rate", "0"}).exit_code, 2);
+}
+
 TEST(Flags, SizesTakeUnits) {
   EXPECT_EQ(Parse({"serve", "m", "--kv-memory", "512MiB"}).serve.engine.kv_bytes, 512 << 20);
   EXPECT_EQ(Parse({"serve", "m", "--kv-memory", "1.5GiB"}).serve.engine.kv_bytes, 3LL << 29);

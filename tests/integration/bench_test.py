@@ -209,7 +209,7 @@ class LapidaryTest(unittest.TestCase):
 
     def test_the_table(self):
         done = self.bench("-c", 2, "-d", 0.2, "--shared-prefix-tokens", 20, "--skip-text",
-                          "--connections", 2)
+                          "--connections", 2, "--priority", "batch", "--tenant", "a")
         self.assertEqual(done.returncode, 0, done.stderr)
         for word in ("first token", "token gap", "latency", " 0 failed", "shared prefixes of 20"):
             self.assertIn(word, done.stdout)
