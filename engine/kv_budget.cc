@@ -19,6 +19,16 @@ int64_t Bytes(const KvBudgetInput& input, const std::array<int64_t, kKvFamilies>
   return pages[kSliding] * input.page_bytes[kSliding] + pages[kGlobal] * input.page_bytes[kGlobal];
 }
 
+// Prefixes of the expected length that fit into `left` bytes with their windows, these in at most
+// half of it.
+int64_t KeptPrefixes(const KvBudgetInput& input, int64_t left, int64_t usual, int64_t window) {
+  const int64_t window_bytes = window * input.page_bytes[kSliding];
+  if (!input.prefix_cache || window_bytes <= 0 || left <= 0) return 0;
+  const int64_t global_bytes = usual * input.page_bytes[kGlobal];
+  if (global_bytes == 0) return left / window_bytes;
+  return std::min(left / (global_bytes + window_bytes), left / 2 / window_bytes);
+}
+
 }  // namespace
 
 int32_t SlidingPagesNeeded(const KvBudgetInput& input, int32_t sequences, int32_t max_context) {
@@ -71,12 +81,20 @@ absl::StatusOr<KvBudget> PlanKvPools(const KvBudgetInput& input) {
     const int64_t room = input.kv_bytes - least_global * input.page_bytes[kGlobal];
     sliding = std::min(sliding, room / input.page_bytes[kSliding]);
   }
+  const int64_t running_global = std::max(budget.full_sequences * usual, least_global);
+  const int64_t left = input.kv_bytes - Bytes(input, {sliding, running_global});
+  const int64_t usual_window = std::min<int64_t>(
+      PagesSpanned(input.window), PagesFor(std::clamp(input.expected_tokens, 1, longest)));
+  const int64_t kept = KeptPrefixes(input, left, usual, usual_window);
+  constexpr int64_t kMostPages = std::numeric_limits<int32_t>::max();
+  budget.kept_prefixes = static_cast<int32_t>(std::min(kept, kMostPages));
+  sliding = std::min(sliding + kept * usual_window, kMostPages);
   int64_t global = 0;
   if (has_global) {
     const int64_t rest = input.kv_bytes - sliding * input.page_bytes[kSliding];
-    global = std::min<int64_t>({rest / input.page_bytes[kGlobal],
-                                int64_t{input.max_running} * PagesFor(longest),
-                                std::numeric_limits<int32_t>::max()});
+    const int64_t most =
+        input.prefix_cache ? kMostPages : int64_t{input.max_running} * PagesFor(longest);
+    global = std::min({rest / input.page_bytes[kGlobal], most, kMostPages});
   }
   int64_t reach = longest;
   if (has_global) reach = std::min(reach, global * kPageTokens);

@@ -2,9 +2,14 @@
 //
 // A sequence holds its whole context in global pages but only a window in sliding pages, so the
 // sliding pool has a natural size: enough for every running sequence's window and for the chunks of
-// one step. It gets that and never more; global pages get the rest. When the budget is short, the
-// number of running sequences that it is sized for shrinks until sequences of the expected length
-// fill both pools alike.
+// one step. It gets that; global pages get the rest. When the budget is short, the number of
+// running sequences that it is sized for shrinks until sequences of the expected length fill both
+// pools alike.
+//
+// A prefix that is kept when its sequence has ended holds global pages and a window too. So with a
+// prefix cache, what is left beside the running sequences is divided in the proportion of a kept
+// prefix of the expected length, but at least half of it goes to global pages: a longer context
+// needs only those. Without one, neither pool gets more than the running sequences can ever need.
 #pragma once
 #include <array>
 #include <cstdint>
@@ -23,12 +28,14 @@ struct KvBudgetInput {
   int32_t max_running = 64;        // sequences in a step
   int32_t max_step_tokens = 512;   // token budget of a step
   int32_t expected_tokens = 1024;  // length of a usual sequence, prompt and output
+  bool prefix_cache = false;       // pages are also worth having when no sequence reads them
 };
 
 struct KvBudget {
   std::array<int32_t, kKvFamilies> pages = {0, 0};
   int32_t max_context = 0;
   int32_t full_sequences = 0;  // that the sliding pool is sized for, at most max_running
+  int32_t kept_prefixes = 0;   // of the expected length, whose windows it has room for besides
   int64_t bytes = 0;           // of both pools, on one rank
 };
 

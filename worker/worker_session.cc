@@ -256,6 +256,7 @@ absl::Status WorkerSession::AllocateKv() {
   input.model_context = model_.model_context;
   input.max_running = static_cast<int32_t>(assignment_.max_running());
   input.max_step_tokens = static_cast<int32_t>(assignment_.max_step_tokens());
+  input.prefix_cache = assignment_.prefix_cache();
   ASSIGN_OR_RETURN(kv_, AgreeOnKv(input, *comm_, runner.stream()));
   const absl::Status allocated = runner.AllocateKv(kv_.pages);
   RETURN_IF_ERROR(AgreeOnStatus(allocated, *comm_, runner.stream()));

@@ -138,6 +138,53 @@ TEST(KvBudget, OneFamilyAlone) {
   EXPECT_EQ(budget->max_context, 262144);
 }
 
+TEST(KvBudget, WithAPrefixCacheWhatIsLeftKeepsPrefixesWithTheirWindows) {
+  KvBudgetInput input = Large();
+  const absl::StatusOr<KvBudget> without = PlanKvPools(input);
+  input.prefix_cache = true;
+  const absl::StatusOr<KvBudget> with = PlanKvPools(input);
+  ASSERT_TRUE(without.ok() && with.ok()) << with.status();
+  EXPECT_EQ(with->full_sequences, without->full_sequences);
+  const int64_t sliding = with->pages[0] - without->pages[0];
+  EXPECT_EQ(sliding, with->kept_prefixes * 64);  // 1024 tokens, like the window
+  // As many prefixes fit as are said, and not one more unless windows have half of what is left.
+  const int64_t running = without->pages[0] * input.page_bytes[0] + 64 * 64 * input.page_bytes[1];
+  const int64_t left = input.kv_bytes - running;
+  const auto windows = [&](int64_t n) { return n * 64 * input.page_bytes[0]; };
+  const auto all = [&](int64_t n) { return windows(n) + n * 64 * input.page_bytes[1]; };
+  EXPECT_LE(all(with->kept_prefixes), left);
+  EXPECT_LE(windows(with->kept_prefixes), left / 2);
+  EXPECT_TRUE(all(with->kept_prefixes + 1) > left || windows(with->kept_prefixes + 1) > left / 2);
+  EXPECT_GT(with->kept_prefixes, 0);
+  EXPECT_GE(with->pages[1], 64 * 64);
+  EXPECT_LE(with->bytes, input.kv_bytes);
+  EXPECT_GT(with->bytes, input.kv_bytes - input.page_bytes[1]);
+}
+
+TEST(KvBudget, APrefixCacheTakesNothingFromTheRunningOnes) {
+  KvBudgetInput input = Large();
+  for (int64_t mib = 1000; mib < 90000; mib += 1117) {
+    for (const int32_t max_context : {0, 8192}) {
+      input.kv_bytes = mib * kMiB;
+      input.max_context = max_context;
+      input.prefix_cache = false;
+      const absl::StatusOr<KvBudget> without = PlanKvPools(input);
+      input.prefix_cache = true;
+      const absl::StatusOr<KvBudget> with = PlanKvPools(input);
+      ASSERT_EQ(with.ok(), without.ok());
+      if (!with.ok()) continue;
+      SCOPED_TRACE(testing::Message() << mib << " MiB, context " << max_context);
+      EXPECT_EQ(with->full_sequences, without->full_sequences);
+      EXPECT_GE(with->pages[0], without->pages[0]);
+      EXPECT_LE(with->bytes, input.kv_bytes);
+      EXPECT_GE(with->pages[1], std::min(without->pages[1], with->full_sequences * 64));
+      if (max_context > 0) {
+        EXPECT_EQ(with->max_context, max_context);
+      }
+    }
+  }
+}
+
 TEST(KvBudget, NonsenseIsRefused) {
   EXPECT_EQ(PlanKvPools(KvBudgetInput{}).status().code(), absl::StatusCode::kInvalidArgument);
 }
