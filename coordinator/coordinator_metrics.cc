@@ -1,6 +1,8 @@
 #include "coordinator/coordinator_metrics.h"
 
 #include <algorithm>
+#include <utility>
+#include <vector>
 
 #include "absl/strings/str_format.h"
 
@@ -240,7 +242,23 @@ CoordinatorMetrics::CoordinatorMetrics(MetricsRegistry& metrics, const MetricsOp
 void CoordinatorMetrics::QueueTime(double seconds) { ObserveAll(queue_time_, seconds); }
 void CoordinatorMetrics::FirstToken(double seconds) { ObserveAll(time_to_first_token_, seconds); }
 void CoordinatorMetrics::InterToken(double seconds, int tokens) {
-  for (int i = 0; i < tokens; ++i) ObserveAll(inter_token_, seconds / tokens);
+  const double each = seconds / tokens;
+  absl::MutexLock lock(&waits_mu_);
+  if (each != wait_seconds_) ObserveWaits();
+  wait_seconds_ = each;
+  waited_tokens_ += tokens;
+}
+
+void CoordinatorMetrics::ObserveWaits() {
+  if (waited_tokens_ == 0) return;
+  const prometheus::Histogram::BucketBoundaries bounds = InterTokenBounds();
+  const auto count = static_cast<double>(std::exchange(waited_tokens_, 0));
+  std::vector<double> buckets(bounds.size() + 1);
+  buckets[static_cast<size_t>(std::lower_bound(bounds.begin(), bounds.end(), wait_seconds_) -
+                              bounds.begin())] = count;
+  for (prometheus::Histogram* histogram : inter_token_) {
+    histogram->ObserveMultiple(buckets, count * wait_seconds_);
+  }
 }
 void CoordinatorMetrics::PromptTokens(uint32_t count) { AddAll(prompt_tokens_, count); }
 void CoordinatorMetrics::GeneratedTokens(uint32_t count) { AddAll(generation_tokens_, count); }
@@ -264,6 +282,10 @@ void CoordinatorMetrics::Paused(bool paused) {
 }
 
 void CoordinatorMetrics::Update(const GroupState& state, int open_streams) {
+  {
+    absl::MutexLock lock(&waits_mu_);
+    ObserveWaits();
+  }
   SetAll(running_, static_cast<double>(state.running));
   SetAll(waiting_, static_cast<double>(state.waiting));
   waiting_tokens_->Set(static_cast<double>(state.waiting_tokens));

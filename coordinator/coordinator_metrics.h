@@ -46,8 +46,9 @@ class CoordinatorMetrics {
   // Seconds; NaN is ignored.
   void QueueTime(double seconds);
   void FirstToken(double seconds);
-  // `tokens` tokens came `seconds` after the ones before them.
-  void InterToken(double seconds, int tokens);
+  // `tokens` tokens came `seconds` after the ones before them. Equal waits in a row, which the
+  // streams of one step have, are counted together; Update() shows the last of them.
+  void InterToken(double seconds, int tokens) ABSL_LOCKS_EXCLUDED(waits_mu_);
   void PromptTokens(uint32_t count);
   void GeneratedTokens(uint32_t count);
   void Finished(Outcome outcome, double seconds, uint32_t prompt_tokens, uint32_t generated_tokens);
@@ -63,6 +64,7 @@ class CoordinatorMetrics {
   using Gauges = std::vector<prometheus::Gauge*>;
 
   void UpdateCacheInfo(const GroupState& state) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  void ObserveWaits() ABSL_EXCLUSIVE_LOCKS_REQUIRED(waits_mu_);
 
   Histograms time_to_first_token_, inter_token_, request_time_, queue_time_;
   Histograms prompt_length_, generation_length_;
@@ -78,6 +80,10 @@ class CoordinatorMetrics {
   prometheus::Counter *steps_, *decode_rows_, *prefill_tokens_;
   prometheus::Family<prometheus::Gauge>* cache_info_family_ = nullptr;
   std::vector<prometheus::Gauge*> worker_up_;  // one per rank
+
+  absl::Mutex waits_mu_;
+  double wait_seconds_ ABSL_GUARDED_BY(waits_mu_) = 0;  // of the tokens not observed yet
+  int64_t waited_tokens_ ABSL_GUARDED_BY(waits_mu_) = 0;
 
   absl::Mutex mu_;
   GroupState last_ ABSL_GUARDED_BY(mu_);  // counters add what came since

@@ -360,7 +360,8 @@ TokenStream::Pending& TokenStream::DeltaOf(const Choice* choice) {
       return last;
     }
   }
-  v1::GenerateResponse message;
+  v1::GenerateResponse message = std::exchange(spare_, {});
+  message.mutable_delta()->Clear();  // keeps what was allocated
   message.mutable_delta()->set_choice(index);
   Queue(std::move(message));
   return pending_.back();
@@ -390,6 +391,7 @@ void TokenStream::WriteDone(bool ok, absl::Time now) {
   write_in_flight_ = false;
   unread_since_ = now;
   pending_bytes_ -= pending_.front().bytes;
+  if (pending_.front().message.has_delta()) spare_ = std::move(pending_.front().message);
   pending_.pop_front();
   if (!ok) return;  // the call is broken: ClientGone comes
   Throttle();

@@ -142,6 +142,7 @@ class TokenStream : public RequestSink,
   StreamWriter* writer_ ABSL_GUARDED_BY(mu_) = nullptr;  // null before Start and after Finish
   std::vector<Choice> choices_ ABSL_GUARDED_BY(mu_);
   absl::flat_hash_map<RequestId, size_t> choice_of_ ABSL_GUARDED_BY(mu_);
+  v1::GenerateResponse spare_ ABSL_GUARDED_BY(mu_);   // a delta that is out, for its memory
   std::deque<Pending> pending_ ABSL_GUARDED_BY(mu_);  // front is being written, if any
   int64_t pending_bytes_ ABSL_GUARDED_BY(mu_) = 0;
   bool write_in_flight_ ABSL_GUARDED_BY(mu_) = false;  // gRPC allows one StartWrite at a time

@@ -118,9 +118,15 @@ absl::Status CheckRequest(int64_t vocab, EngineRequest* request) {
 
 wire::StepEvents ToMessage(uint64_t step, const std::vector<EngineEvent>& events) {
   wire::StepEvents message;
-  message.set_step(step);
+  FillMessage(step, events, &message);
+  return message;
+}
+
+void FillMessage(uint64_t step, const std::vector<EngineEvent>& events, wire::StepEvents* message) {
+  message->Clear();  // keeps what was allocated
+  message->set_step(step);
   for (const EngineEvent& event : events) {
-    wire::RequestEvent* m = message.add_events();
+    wire::RequestEvent* m = message->add_events();
     m->set_id(event.id.value);
     for (const ScoredToken& token : event.tokens) FillScored(token, m->add_tokens());
     for (const ScoredToken& token : event.prompt_scored) FillScored(token, m->add_prompt_scores());
@@ -138,7 +144,6 @@ wire::StepEvents ToMessage(uint64_t step, const std::vector<EngineEvent>& events
     }
     m->set_retry_after_seconds(event.retry_after_seconds);
   }
-  return message;
 }
 
 wire::Load ToMessage(const EngineStats& stats) {

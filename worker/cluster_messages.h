@@ -20,6 +20,9 @@ absl::Status CheckRequest(int64_t vocab, EngineRequest* request);
 
 // All events of a step in one message.
 cluster::v1::StepEvents ToMessage(uint64_t step, const std::vector<EngineEvent>& events);
+// The same into an old message, whose memory is used again.
+void FillMessage(uint64_t step, const std::vector<EngineEvent>& events,
+                 cluster::v1::StepEvents* message);
 cluster::v1::Load ToMessage(const EngineStats& stats);
 
 // "fp32", "bf16", "int8".

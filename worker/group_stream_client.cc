@@ -66,6 +66,11 @@ class Reactor final : public GroupStreamClient,
     return absl::OkStatus();
   }
 
+  wire::ConnectRequest TakeSpare() override {
+    absl::MutexLock lock(&mu_);
+    return std::exchange(spare_, {});
+  }
+
   void ResumeReading() override {
     absl::MutexLock lock(&mu_);
     if (closing_) return;
@@ -108,6 +113,7 @@ class Reactor final : public GroupStreamClient,
   void OnWriteDone(bool ok) override {
     absl::MutexLock lock(&mu_);
     write_in_flight_ = false;
+    if (writing_.has_step_events()) spare_ = std::move(writing_);
     if (ok) {
       WriteNext();
     } else {
@@ -146,7 +152,8 @@ class Reactor final : public GroupStreamClient,
 
   absl::Mutex mu_;
   std::deque<wire::ConnectRequest> queue_ ABSL_GUARDED_BY(mu_);  // oldest first
-  wire::ConnectRequest writing_;  // gRPC's while a write is in flight
+  wire::ConnectRequest writing_;                     // gRPC's while a write is in flight
+  wire::ConnectRequest spare_ ABSL_GUARDED_BY(mu_);  // the last step's, sent
   bool write_in_flight_ ABSL_GUARDED_BY(mu_) = false;
   bool reading_paused_ ABSL_GUARDED_BY(mu_) = false;
   bool resumed_early_ ABSL_GUARDED_BY(mu_) = false;

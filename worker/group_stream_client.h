@@ -40,6 +40,8 @@ class GroupStreamClient {
   // Queues one message. UNAVAILABLE once the stream has ended, DEADLINE_EXCEEDED when the queue has
   // stayed full.
   virtual absl::Status Send(cluster::v1::ConnectRequest message) = 0;
+  // A message that has been sent, for its memory: to be overwritten whole. Empty if there is none.
+  virtual cluster::v1::ConnectRequest TakeSpare() = 0;
   virtual void ResumeReading() = 0;
   // Sends what is queued, says goodbye, and waits for the coordinator's; hard after `timeout`.
   virtual void Finish(absl::Duration timeout) = 0;

@@ -26,6 +26,7 @@ namespace wire = cluster::v1;
 constexpr size_t kInboxCapacity = 1024;
 constexpr absl::Duration kGoodbyeTimeout = absl::Seconds(5);
 constexpr absl::Duration kProgressInterval = absl::Milliseconds(200);
+constexpr absl::Duration kLoadInterval = absl::Milliseconds(20);
 
 double SteadySeconds() {
   return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
@@ -439,15 +440,22 @@ void WorkerSession::WatchStop(int stop_descriptor, int quit_descriptor) {
 }
 
 void WorkerSession::Events(uint64_t step, std::vector<EngineEvent> events) {
-  wire::ConnectRequest message = NewMessage();
-  *message.mutable_step_events() = ToMessage(step, events);
+  wire::ConnectRequest message = client_->TakeSpare();
+  message.set_epoch(epoch_);
+  FillMessage(step, events, message.mutable_step_events());
   SendOrEnd(std::move(message));
 }
 
 void WorkerSession::Load(const EngineStats& stats) {
   metrics_->SetStats(stats);
   if (stats == last_load_) return;
+  // Counters grow in every step; who waits and runs changes seldom and is told at once.
+  const bool same_requests =
+      stats.waiting == last_load_.waiting && stats.running == last_load_.running;
+  const absl::Time now = absl::Now();
+  if (same_requests && stats.running > 0 && now - last_load_sent_ < kLoadInterval) return;
   last_load_ = stats;
+  last_load_sent_ = now;
   wire::ConnectRequest message = NewMessage();
   *message.mutable_load() = ToMessage(stats);
   SendOrEnd(std::move(message));

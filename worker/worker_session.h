@@ -15,6 +15,7 @@
 #include "absl/base/thread_annotations.h"
 #include "absl/status/status.h"
 #include "absl/synchronization/mutex.h"
+#include "absl/time/time.h"
 #include "common/http_server.h"
 #include "common/metrics_registry.h"
 #include "engine/kv_budget.h"
@@ -82,6 +83,7 @@ class WorkerSession final : private LeaderOutput {
   KvBudget kv_;
   std::unique_ptr<WorkerMetrics> metrics_;
   EngineStats last_load_;
+  absl::Time last_load_sent_ = absl::InfinitePast();
   std::atomic<int64_t> vocab_{0};  // read by OnSubmit; set before the coordinator may submit
   std::atomic<bool> ready_{false};
 
