@@ -178,6 +178,7 @@ class CpuBackend final : public Backend {
     Enqueue([this, ref, &layer, qkv] {
       const CpuBatch& batch = Cpu(ref);
       const int heads = layer.q_heads + layer.kv_heads, d = layer.spec.head_dim;
+      if (layer.owns_kv()) BalanceKeys(layer);
       ForRows(batch.tokens * heads, 4 * d, [&](int64_t i) {
         const int64_t t = i / heads;
         const int head = static_cast<int>(i % heads);
@@ -351,6 +352,9 @@ class CpuBackend final : public Backend {
   Stream& stream() override { return stream_; }
 
  private:
+  struct Balance {  // see KeyBalance; empty: none
+    std::vector<float> factor, inverse;
+  };
   struct Choice {
     int32_t expert = 0;
     float weight = 0;
@@ -429,6 +433,17 @@ class CpuBackend final : public Backend {
   }
 
   // -- Parts of operations.
+  // The first time that a layer writes keys; who shares them comes later in the step.
+  void BalanceKeys(const LayerWeights& layer) {
+    if (layer.index < static_cast<int>(balances_.size())) return;
+    balances_.resize(layer.index + 1);
+    if (!layer.k_norm) return;
+    Balance& balance = balances_[layer.index];
+    balance.factor =
+        KeyBalance(layouts_[layer.index], layer.spec.rope, vectors_[layer.k_norm.index]);
+    for (const float f : balance.factor) balance.inverse.push_back(1.0f / f);
+  }
+
   // Single pages: angles for all positions of the batch's sequences.
   void CoverPages(const CpuBatch& batch) {
     if (!turns_on_read_ || batch.tokens == 0) return;
@@ -462,6 +477,8 @@ class CpuBackend final : public Backend {
     if (layer.q_norm) RmsNorm(q, Vector(layer.q_norm), d, layer.norm_eps, q);
     Turn(batch, layer, token, q);
     if (layer.attention_scale != 1.0) ScaleRow(q, d, static_cast<float>(layer.attention_scale));
+    const std::vector<float>& balance = balances_[layer.spec.kv_owner].factor;
+    for (size_t i = 0; i < balance.size(); ++i) q[i] *= balance[i];
   }
 
   // qkv row: q heads, k heads, v heads. On K = V layers v is the raw k: normed before k is touched.
@@ -480,6 +497,8 @@ class CpuBackend final : public Backend {
     if (layouts_[layer.index].format != KvFormat::kSingle) {
       if (layer.k_norm) RmsNorm(k, Vector(layer.k_norm), d, layer.norm_eps, k);
       Turn(batch, layer, token, k);
+      const std::vector<float>& balance = balances_[layer.index].inverse;
+      for (size_t i = 0; i < balance.size(); ++i) k[i] *= balance[i];
     }
     const FamilyLayout& family = Family(layer.spec.kind);
     const KvLayout& layout = layouts_[layer.index];
@@ -564,6 +583,7 @@ class CpuBackend final : public Backend {
   bool turns_on_read_ = false;     // some layer's pages are single
 
   // Activations and scratch: touched on the stream alone.
+  std::vector<Balance> balances_;             // by layer
   std::vector<PageRotation> page_rotations_;  // by rope; grow with the longest context
   std::vector<HugeBuffer> activations_;
   int64_t workspace_bytes_ = 0;

@@ -1,5 +1,7 @@
 #include "worker/kv_choice.h"
 
+#include <cmath>
+
 #include "absl/strings/str_format.h"
 
 namespace lapidary {
@@ -42,6 +44,24 @@ std::vector<KvLayout> PlaceKv(const std::vector<LayerWeights>& layers, const KvC
     layouts.push_back(layout);
   }
   return layouts;
+}
+
+std::vector<float> KeyBalance(const KvLayout& layout, const RopeSpec& rope,
+                              const std::vector<float>& key_norm) {
+  if (layout.type != KvType::kInt8 || layout.key_columns() == 0 || key_norm.empty()) return {};
+  const int dim = layout.head_dim, half = dim / 2;
+  std::vector<float> factor(dim, 1.0f);
+  const auto usable = [](float f) { return std::isfinite(f) && f > 1e-20f ? f : 1.0f; };
+  for (int i = 0; i < rope.rotated_pairs; ++i) {
+    factor[i] = factor[i + half] =
+        usable(std::hypot(key_norm[i], key_norm[i + half]) * 0.70710678f);
+  }
+  if (layout.format != KvFormat::kSplit) return factor;
+  for (int c = 0; c < dim; ++c) {
+    const bool turns = c < half + rope.rotated_pairs && c % half < rope.rotated_pairs;
+    if (!turns) factor[c] = usable(std::fabs(key_norm[c]));
+  }
+  return factor;
 }
 
 }  // namespace lapidary

@@ -24,4 +24,13 @@ absl::StatusOr<KvChoice> ChooseKv(std::string_view format, std::string_view type
 // need the owner's w_k.
 std::vector<KvLayout> PlaceKv(const std::vector<LayerWeights>& layers, const KvChoice& choice);
 
+// int8 pages: a factor for each column of a head, by which keys are divided before they are stored
+// and queries multiplied. Keys are normed numbers times w_k, whose largest elements are several
+// times the others (3 to 9 times the root mean square in Gemma 3 270M) and would set the one scale
+// of the row; so take the factor from w_k. A pair that turns together has one factor, else the
+// rotation would not commute with it. 1 for columns that the format does not store as keys. Empty
+// where nothing is to be balanced: other types, no key norm, no keys in the pages.
+std::vector<float> KeyBalance(const KvLayout& layout, const RopeSpec& rope,
+                              const std::vector<float>& key_norm);
+
 }  // namespace lapidary

@@ -20,10 +20,13 @@ class RealWeightsTest(unittest.TestCase):
         self.assertEqual(done.returncode, 0, done.stdout + done.stderr)
 
     def test_page_of_english(self):
-        self.check()
+        self.check("--kv-type", "auto")
+
+    def test_int8_pages(self):
+        self.check("--compute", "int8", "--kv-type", "int8", "--tokens", "300")
 
     def test_two_ranks(self):
-        self.check("--tp", "2", "--compute", "int8", "fp32", "--tokens", "300")
+        self.check("--tp", "2", "--compute", "int8", "fp32", "--kv-type", "auto", "--tokens", "300")
 
     def test_text_goes_on(self):
         gguf = os.environ.get("LAPIDARY_GEMMA3_GGUF")

@@ -79,6 +79,34 @@ TEST(KvChoiceTest, PageBytesFollow) {
   EXPECT_EQ(bytes("single", "int8"), 16 * 64 + 64);
 }
 
+TEST(KvChoiceTest, KeysAreBalancedByPairs) {
+  const RopeSpec rope{.theta = 1e6, .rotated_pairs = 2};
+  const std::vector<float> norm = {3, 1, 2, -5, 4, 7, 0, 6};  // head 8: 0, 1, 4 and 5 turn
+  const KvLayout split{.type = KvType::kInt8, .head_dim = 8};
+  const KvLayout folded{
+      .type = KvType::kInt8, .head_dim = 8, .format = KvFormat::kFolded, .rotated_pairs = 2};
+  KvLayout single = folded, bf16 = split;
+  single.format = KvFormat::kSingle;
+  bf16.type = KvType::kBf16;
+  const float root = std::sqrt(12.5f);  // of (9 + 16) / 2
+  const auto of_split = KeyBalance(split, rope, norm);
+  ASSERT_EQ(of_split.size(), 8u);
+  EXPECT_FLOAT_EQ(of_split[0], root);
+  EXPECT_EQ(of_split[0], of_split[4]);
+  EXPECT_FLOAT_EQ(of_split[1], 5);  // of (1 + 49) / 2
+  EXPECT_EQ(of_split[1], of_split[5]);
+  EXPECT_EQ(of_split[2], 2);
+  EXPECT_EQ(of_split[3], 5);
+  EXPECT_EQ(of_split[6], 1);  // nothing to divide by
+  EXPECT_EQ(of_split[7], 6);
+  const auto of_folded = KeyBalance(folded, rope, norm);
+  EXPECT_EQ(of_folded,
+            (std::vector<float>{of_split[0], of_split[1], 1, 1, of_split[0], of_split[1], 1, 1}));
+  EXPECT_TRUE(KeyBalance(single, rope, norm).empty());
+  EXPECT_TRUE(KeyBalance(bf16, rope, norm).empty());
+  EXPECT_TRUE(KeyBalance(split, rope, {}).empty());
+}
+
 class KvTest : public testing::TestWithParam<std::tuple<std::string, std::string, ComputeType>> {};
 INSTANTIATE_TEST_SUITE_P(All, KvTest,
                          testing::Combine(testing::Values("split", "folded", "single"),

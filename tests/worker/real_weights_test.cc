@@ -24,6 +24,7 @@ struct Limits {
   int tp;
   double max_mean;    // |mean difference| per token in nat
   double max_single;  // of any token
+  const char* kv_type = "auto";
 };
 
 class RealWeightsTest : public ::testing::TestWithParam<Limits> {};
@@ -37,8 +38,8 @@ TEST_P(RealWeightsTest, AgreesWithTransformers) {
   const auto expected = recorded.at("transformers_fp32").get<std::vector<double>>();
 
   const Limits limits = GetParam();
-  absl::StatusOr<std::unique_ptr<GoldenGroup>> group =
-      GoldenGroup::Create(path, {.tp = limits.tp, .compute = limits.compute});
+  absl::StatusOr<std::unique_ptr<GoldenGroup>> group = GoldenGroup::Create(
+      path, {.tp = limits.tp, .compute = limits.compute, .kv_type = limits.kv_type});
   ASSERT_TRUE(group.ok()) << group.status();
   GoldenGroup::Sequence sequence;
   recorded.at("ids").get_to(sequence.ids);
@@ -80,16 +81,18 @@ TEST_P(RealWeightsTest, AgreesWithTransformers) {
 std::string Name(const ::testing::TestParamInfo<Limits>& info) {
   const char* const names[] = {"fp32", "bf16", "int8"};
   return std::string(names[static_cast<int>(info.param.compute)]) + "_tp" +
-         std::to_string(info.param.tp);
+         std::to_string(info.param.tp) +
+         (std::string(info.param.kv_type) == "int8" ? "_int8_pages" : "");
 }
 
 // The project's promises: every token within 1e-3 in fp32; on average within 0.003 nat in bf16 and
 // 0.01 in int8. Single tokens may move more there: transformers in bf16 and llama.cpp (int8) differ
-// from fp32 by up to 0.18 and 0.51 on this page.
-constexpr Limits kAll[] = {{ComputeType::kFp32, 1, 1e-3, 1e-3},
-                           {ComputeType::kBf16, 1, 0.003, 0.3},
-                           {ComputeType::kInt8, 1, 0.01, 0.7},
-                           {ComputeType::kInt8, 2, 0.01, 0.7}};
+// from fp32 by up to 0.18 and 0.51 on this page. int8 pages in fp32 compute: half the promise for
+// int8 (keys that are not balanced miss it by twice: worker/kv_choice.h).
+constexpr Limits kAll[] = {
+    {ComputeType::kFp32, 1, 1e-3, 1e-3},         {ComputeType::kBf16, 1, 0.003, 0.3},
+    {ComputeType::kInt8, 1, 0.01, 0.7},          {ComputeType::kInt8, 2, 0.01, 0.7},
+    {ComputeType::kFp32, 1, 0.005, 0.5, "int8"}, {ComputeType::kInt8, 2, 0.01, 0.7, "int8"}};
 INSTANTIATE_TEST_SUITE_P(All, RealWeightsTest, ::testing::ValuesIn(kAll), Name);
 
 }  // namespace
