@@ -20,7 +20,6 @@
 namespace lapidary {
 namespace {
 
-constexpr int kKvElementBytes = 2;  // bf16
 constexpr int kPrintedRanks[] = {1, 2, 4, 8};
 
 // 30,697,345,340
@@ -194,35 +193,57 @@ void AppendStored(const Checkpoint& checkpoint, std::string* text) {
 }
 
 // Bytes of one sequence; sliding layers keep no more than their window.
-int64_t SequenceKvBytes(const ModelSpec& spec, int64_t tokens) {
-  int64_t bytes = 0;
-  for (size_t i = 0; i < spec.layers.size(); ++i) {
-    const LayerSpec& layer = spec.layers[i];
-    if (spec.shares_kv(static_cast<int>(i))) continue;
-    const int64_t kept = layer.window > 0 ? std::min<int64_t>(layer.window, tokens) : tokens;
-    bytes += kept * 2 * layer.kv_heads * layer.head_dim * kKvElementBytes;
-  }
-  return bytes;
+int64_t SequenceKvBytes(const ModelSpec& spec, const RankShard& whole, const KvStorage& storage,
+                        int64_t tokens) {
+  int64_t window = 0;
+  for (const LayerSpec& layer : spec.layers) window = std::max<int64_t>(window, layer.window);
+  const int64_t kept = window > 0 ? std::min(window, tokens) : tokens;
+  return kept * KvBytesPerToken(spec, whole, KvFamily::kSliding, storage) +
+         tokens * KvBytesPerToken(spec, whole, KvFamily::kGlobal, storage);
 }
 
 void AppendKv(const ModelSpec& spec, const RankShard& whole, std::string* text) {
-  *text += "\nKV cache (bf16, keys and values)\n";
-  for (const KvFamily family : {KvFamily::kSliding, KvFamily::kGlobal}) {
-    absl::StrAppendFormat(text, "  %-8s %3d layers, %s bytes per token\n",
-                          family == KvFamily::kSliding ? "sliding" : "full",
-                          spec.owning_layers(family),
-                          Grouped(KvBytesPerToken(spec, whole, family, kKvElementBytes)));
-  }
+  absl::StrAppendFormat(
+      text,
+      "\nKV cache by --kv-format and --kv-type: bytes per token in %d sliding and "
+      "%d full layers, and of a sequence\n",
+      spec.owning_layers(KvFamily::kSliding), spec.owning_layers(KvFamily::kGlobal));
+  bool once = false;  // some layer's keys are its values
+  for (const LayerSpec& layer : spec.layers) once = once || layer.k_eq_v;
   std::vector<int64_t> lengths;
   for (const int64_t tokens : {int64_t{8192}, int64_t{32768}, spec.max_context}) {
     if (tokens <= spec.max_context && (lengths.empty() || lengths.back() < tokens)) {
       lengths.push_back(tokens);
     }
   }
-  for (const int64_t tokens : lengths) {
-    absl::StrAppendFormat(text, "  one sequence of %s tokens: %s\n", Grouped(tokens),
-                          Human(SequenceKvBytes(spec, tokens)));
+  struct Named {
+    const char* name;
+    KvStorage storage;
+  };
+  std::vector<Named> rows = {{"bf16", {KvFormat::kSplit, KvType::kBf16}},
+                             {"int8", {KvFormat::kSplit, KvType::kInt8}}};
+  if (once) {
+    rows = {{"folded, bf16 (auto)", {KvFormat::kFolded, KvType::kBf16}},
+            {"single, bf16", {KvFormat::kSingle, KvType::kBf16}},
+            {"split, bf16", {KvFormat::kSplit, KvType::kBf16}},
+            {"folded, int8", {KvFormat::kFolded, KvType::kInt8}},
+            {"single, int8", {KvFormat::kSingle, KvType::kInt8}},
+            {"split, int8", {KvFormat::kSplit, KvType::kInt8}}};
   }
+  TextTable table;
+  std::vector<std::string> heading = {"pages", "sliding", "full"};
+  for (const int64_t tokens : lengths) heading.push_back(Grouped(tokens) + " tokens");
+  table.Row(std::move(heading));
+  for (const Named& row : rows) {
+    std::vector<std::string> cells = {
+        row.name, Grouped(KvBytesPerToken(spec, whole, KvFamily::kSliding, row.storage)),
+        Grouped(KvBytesPerToken(spec, whole, KvFamily::kGlobal, row.storage))};
+    for (const int64_t tokens : lengths) {
+      cells.push_back(Human(SequenceKvBytes(spec, whole, row.storage, tokens)));
+    }
+    table.Row(std::move(cells));
+  }
+  table.AppendTo(text);
 }
 
 // A size that may differ between the layers of a family: "1", "1-2", or "-" without such layers.
@@ -249,7 +270,9 @@ void AppendRanks(const ModelSpec& spec, const Checkpoint& checkpoint, std::strin
   const bool stored = !checkpoint.tensors().empty();
   *text +=
       "\nPer rank of a tensor-parallel group: weight bytes as the CPU packs them, by --compute;\n"
-      "heads, widths and KV bytes are those of a sliding/full layer or of all such layers\n";
+      "heads, widths and KV bytes (as by default, in bf16) are those of a sliding/full layer or of "
+      "all "
+      "such layers\n";
   TextTable table;
   std::vector<std::string> heading = {"TP", "rank", "q heads", "kv heads", "MLP"};
   if (spec.moe.experts > 0) heading.push_back("experts");
@@ -270,7 +293,7 @@ void AppendRanks(const ModelSpec& spec, const Checkpoint& checkpoint, std::strin
         return PackedWeightBytes(spec, rank, stored ? &checkpoint : nullptr, compute);
       };
       const auto kv_bytes = [&](KvFamily family) {
-        return Grouped(KvBytesPerToken(spec, rank, family, kKvElementBytes));
+        return Grouped(KvBytesPerToken(spec, rank, family, {}));
       };
       std::vector<std::string> row = {
           absl::StrFormat("%d", size), absl::StrFormat("%d", rank.rank.value),

@@ -159,12 +159,24 @@ int64_t PackedWeightBytes(const ModelSpec& spec, const RankShard& shard,
 }
 
 int64_t KvBytesPerToken(const ModelSpec& spec, const RankShard& shard, KvFamily family,
-                        int element_bytes) {
+                        const KvStorage& storage) {
+  const int64_t element = storage.type == KvType::kFp32 ? 4 : storage.type == KvType::kBf16 ? 2 : 1;
+  std::vector<bool> shared(spec.layers.size(), false);
+  for (size_t i = 0; i < spec.layers.size(); ++i) {
+    if (spec.shares_kv(static_cast<int>(i))) shared[spec.layers[i].kv_owner] = true;
+  }
   int64_t bytes = 0;
   for (size_t i = 0; i < spec.layers.size(); ++i) {
     const LayerSpec& layer = spec.layers[i];
     if (layer.kind != family || spec.shares_kv(static_cast<int>(i))) continue;
-    bytes += 2 * shard.layers[i].kv_heads.size() * layer.head_dim * element_bytes;
+    const bool once = layer.k_eq_v && spec.v_norm && family == KvFamily::kGlobal && !shared[i];
+    const KvFormat format = once ? storage.format : KvFormat::kSplit;
+    int64_t keys = 0;
+    if (format == KvFormat::kSplit) keys = layer.head_dim;
+    if (format == KvFormat::kFolded) keys = 2 * layer.rope.rotated_pairs;
+    int64_t head = (keys + layer.head_dim) * element;
+    if (storage.type == KvType::kInt8) head += keys > 0 ? 8 : 4;  // a scale for each
+    bytes += shard.layers[i].kv_heads.size() * head;
   }
   return bytes;
 }

@@ -32,9 +32,15 @@ namespace lapidary {
 int64_t PackedWeightBytes(const ModelSpec& spec, const RankShard& shard,
                           const Checkpoint* checkpoint, ComputeType compute);
 
-// Keys and values of one token in all layers of a family that own KV, on this rank; both are
-// counted also where K = V, which a backend may store as one.
+// How keys and values are stored. The format counts for global layers of K = V models alone.
+struct KvStorage {
+  KvFormat format = KvFormat::kFolded;
+  KvType type = KvType::kBf16;
+};
+
+// Keys and values of one token in all layers of a family that own KV, on this rank: a sixteenth of
+// a page of the CPU backend where no column is padded (no released size pads).
 int64_t KvBytesPerToken(const ModelSpec& spec, const RankShard& shard, KvFamily family,
-                        int element_bytes);
+                        const KvStorage& storage);
 
 }  // namespace lapidary

@@ -70,8 +70,9 @@ TEST_P(ReleasedSize, HasThePublishedFigures) {
   EXPECT_EQ(ActiveParameters(spec), want.active);
   const auto plan = PlanShards(spec, 1);
   ASSERT_TRUE(plan.ok());
-  EXPECT_EQ(KvBytesPerToken(spec, plan->ranks[0], KvFamily::kSliding, 2), want.sliding_kv);
-  EXPECT_EQ(KvBytesPerToken(spec, plan->ranks[0], KvFamily::kGlobal, 2), want.full_kv);
+  const KvStorage split{KvFormat::kSplit, KvType::kBf16};
+  EXPECT_EQ(KvBytesPerToken(spec, plan->ranks[0], KvFamily::kSliding, split), want.sliding_kv);
+  EXPECT_EQ(KvBytesPerToken(spec, plan->ranks[0], KvFamily::kGlobal, split), want.full_kv);
   EXPECT_EQ(spec.layers.back().kind, KvFamily::kGlobal);
   EXPECT_EQ(spec.layers[4].rope.rotated_pairs, spec.layers[4].head_dim == 512 ? 64 : 128);
 }

@@ -27,8 +27,9 @@ TEST(InspectReport, OfAConfigAlone) {
   EXPECT_THAT(*report, ContainsRegex("19 +full +8 +1 +512 +- +theta 1e\\+06, 128 of 512 +of layer "
                                      "14 +12288\n"));
   EXPECT_THAT(*report, ContainsRegex("total +4,628,569,379\n"));
-  EXPECT_THAT(*report, ContainsRegex("sliding +12 layers, 12,288 bytes per token"));
-  EXPECT_THAT(*report, ContainsRegex("full +3 layers, 6,144 bytes per token"));
+  EXPECT_THAT(*report, ContainsRegex("12 sliding and 3 full layers"));
+  EXPECT_THAT(*report, ContainsRegex("bf16 +12,288 +6,144 +54.00 MiB"));  // 512 of 8,192 slide
+  EXPECT_THAT(*report, ContainsRegex("int8 +6,240 +3,096 "));
   EXPECT_THAT(*report, Not(HasSubstr("Stored")));
   EXPECT_THAT(*report, ContainsRegex("TP +rank +q heads +kv heads +MLP +vocabulary +KV bytes/token "
                                      "+fp32 +bf16"));

@@ -2,12 +2,15 @@
 // each layer, and that no bit depends on how a batch is cut, whatever the pages hold.
 #include "worker/kv_choice.h"
 
+#include <array>
 #include <cmath>
 #include <string>
 #include <tuple>
 
 #include "gtest/gtest.h"
+#include "model/config_reader.h"
 #include "model/shard_plan.h"
+#include "model/weight_bytes.h"
 #include "tests/worker/forward_harness.h"
 #include "tests/worker/toy_model.h"
 
@@ -77,6 +80,37 @@ TEST(KvChoiceTest, PageBytesFollow) {
   EXPECT_EQ(bytes("split", "int8"), 16 * (16 + 32) + 128);
   EXPECT_EQ(bytes("folded", "int8"), 16 * (4 + 64) + 128);
   EXPECT_EQ(bytes("single", "int8"), 16 * 64 + 64);
+}
+
+TEST(KvChoiceTest, PagesHoldWhatInspectSays) {
+  for (const char* name : {"31b", "26b-a4b", "12b", "e4b", "e2b"}) {
+    const auto config =
+        ReadModelConfig(std::string("tests/golden/configs/gemma-4-") + name + ".json");
+    ASSERT_TRUE(config.ok()) << config.status();
+    const ModelSpec& spec = config->spec;
+    for (const int ranks : {1, 2}) {
+      const auto plan = PlanShards(spec, ranks);
+      ASSERT_TRUE(plan.ok()) << plan.status();
+      const std::vector<LayerWeights> layers = DescribeWeights(spec, plan->ranks[0]).layers;
+      for (const KvType type : {KvType::kFp32, KvType::kBf16, KvType::kInt8}) {
+        for (const KvFormat format : {KvFormat::kSplit, KvFormat::kFolded, KvFormat::kSingle}) {
+          const std::vector<KvLayout> layouts = PlaceKv(layers, {format, type});
+          std::array<int64_t, kKvFamilies> bytes = {};
+          for (const LayerWeights& layer : layers) {
+            if (!layer.owns_kv()) continue;
+            bytes[static_cast<int>(layer.spec.kind)] +=
+                layer.kv_heads * layouts[layer.index].head_bytes();
+          }
+          for (const KvFamily family : {KvFamily::kSliding, KvFamily::kGlobal}) {
+            EXPECT_EQ(bytes[static_cast<int>(family)],
+                      kPageTokens * KvBytesPerToken(spec, plan->ranks[0], family, {format, type}))
+                << name << " " << ranks << " ranks, format " << static_cast<int>(format)
+                << ", type " << static_cast<int>(type);
+          }
+        }
+      }
+    }
+  }
 }
 
 TEST(KvChoiceTest, KeysAreBalancedByPairs) {
