@@ -95,8 +95,20 @@ const Bounds& TokenCountBounds() {
   return bounds;
 }
 
+const Bounds& StepSecondsBounds() {
+  static const Bounds bounds = {.0001, .0002, .0005, .001, .002, .005, .01, .02,
+                                .05,   .1,    .2,    .5,   1,    2,    5,   10};
+  return bounds;
+}
+
+const Bounds& StepTokensBounds() {
+  static const Bounds bounds = {1,   2,   4,    8,    16,   32,   64,   128,
+                                256, 512, 1024, 2048, 4096, 8192, 16384};
+  return bounds;
+}
+
 void Observe(prometheus::Histogram& histogram, double value) {
-  if (!std::isnan(value)) histogram.Observe(value);
+  if (std::isfinite(value)) histogram.Observe(value);
 }
 
 MetricsRegistry::MetricsRegistry()

@@ -12,10 +12,12 @@ namespace lapidary {
 namespace wire = cluster::v1;
 
 GroupClient::GroupClient(const CoordinatorConfig& config, std::string name, absl::Time now,
-                         std::function<void()> on_change)
+                         std::function<void()> on_change,
+                         std::function<void(const StepWork&)> on_steps)
     : config_(config),
       name_(std::move(name)),
       on_change_(std::move(on_change)),
+      on_steps_(std::move(on_steps)),
       waiting_since_(now) {
   state_.size = config_.tensor_parallel;
 }
@@ -136,6 +138,7 @@ void GroupClient::OnMessage(const WorkerLink* link, const wire::ConnectRequest& 
     return;
   }
   Ending ending;
+  StepWork work;
   bool changed = false;
   {
     absl::MutexLock lock(&mu_);
@@ -159,27 +162,45 @@ void GroupClient::OnMessage(const WorkerLink* link, const wire::ConnectRequest& 
       TakeReady(w, message.ready());
       changed = true;
     } else if (message.has_load() && w->rank == 0) {
-      const wire::Load& load = message.load();
-      state_.waiting = load.waiting();
-      state_.running = load.running();
-      state_.waiting_tokens = static_cast<int64_t>(load.waiting_tokens());
-      state_.sliding_pages_used = load.sliding_pages_used();
-      state_.global_pages_used = load.global_pages_used();
-      state_.preemptions = load.preemptions();
-      state_.steps = load.steps();
-      state_.decode_rows = load.decode_rows();
-      state_.prefill_tokens = load.prefill_tokens();
-      state_.waiting_batch = load.waiting_batch();
-      state_.running_batch = load.running_batch();
-      state_.sliding_pages_cached = load.sliding_pages_cached();
-      state_.global_pages_cached = load.global_pages_cached();
-      state_.recomputed_tokens = load.recomputed_tokens();
-      state_.prefix_lookup_tokens = load.prefix_lookup_tokens();
-      state_.prefix_hit_tokens = load.prefix_hit_tokens();
+      work = TakeLoad(message.load());
     }
   }
   Finish(ending, now);
+  if (work.steps > 0 && on_steps_) on_steps_(work);
   if (changed) on_change_();
+}
+
+StepWork GroupClient::TakeLoad(const wire::Load& load) {
+  const GroupState before = state_;
+  state_.waiting = load.waiting();
+  state_.running = load.running();
+  state_.waiting_tokens = static_cast<int64_t>(load.waiting_tokens());
+  state_.waiting_batch = load.waiting_batch();
+  state_.running_batch = load.running_batch();
+  state_.sliding_pages_used = load.sliding_pages_used();
+  state_.global_pages_used = load.global_pages_used();
+  state_.sliding_pages_cached = load.sliding_pages_cached();
+  state_.global_pages_cached = load.global_pages_cached();
+  state_.preemptions = load.preemptions();
+  state_.recomputed_tokens = load.recomputed_tokens();
+  state_.steps = load.steps();
+  state_.decode_rows = load.decode_rows();
+  state_.prefill_tokens = load.prefill_tokens();
+  state_.prefix_lookup_tokens = load.prefix_lookup_tokens();
+  state_.prefix_hit_tokens = load.prefix_hit_tokens();
+  state_.prefix_evicted_pages = load.prefix_evicted_pages();
+  state_.plan_seconds = load.step_seconds().plan();
+  state_.forward_seconds = load.step_seconds().forward();
+  state_.sample_seconds = load.step_seconds().sample();
+  StepWork work;
+  if (state_.steps <= before.steps) return work;
+  work.steps = state_.steps - before.steps;
+  work.tokens =
+      state_.decode_rows + state_.prefill_tokens - before.decode_rows - before.prefill_tokens;
+  work.plan_seconds = state_.plan_seconds - before.plan_seconds;
+  work.forward_seconds = state_.forward_seconds - before.forward_seconds;
+  work.sample_seconds = state_.sample_seconds - before.sample_seconds;
+  return work;
 }
 
 void GroupClient::TakeReady(Worker* worker, const wire::Ready& ready) {

@@ -50,8 +50,10 @@ class GroupClient {
  public:
   // `on_change` runs after the phase may have changed, on any thread, without locks: it reads
   // state() afresh. `name` distinguishes groups of this and other coordinators in rendezvous names.
+  // `on_steps` gets what the leader has computed, on its reader thread; may be null.
   GroupClient(const CoordinatorConfig& config, std::string name, absl::Time now,
-              std::function<void()> on_change);
+              std::function<void()> on_change,
+              std::function<void(const StepWork&)> on_steps = nullptr);
 
   // --- Workers ---
   // Takes a worker. ALREADY_EXISTS for a rank that is taken, INVALID_ARGUMENT for one beyond the
@@ -109,6 +111,7 @@ class GroupClient {
   void AssignRanks() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void TakeReady(Worker* worker, const cluster::v1::Ready& ready)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  StepWork TakeLoad(const cluster::v1::Load& load) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   Ending EndEpoch(const Worker* culprit, std::string_view why, absl::Time now)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void Deliver(const cluster::v1::StepEvents& step, absl::Time now) ABSL_LOCKS_EXCLUDED(mu_);
@@ -117,6 +120,7 @@ class GroupClient {
   const CoordinatorConfig config_;
   const std::string name_;
   const std::function<void()> on_change_;
+  const std::function<void(const StepWork&)> on_steps_;
 
   mutable absl::Mutex mu_;
   GroupState state_ ABSL_GUARDED_BY(mu_);

@@ -8,6 +8,13 @@
 
 namespace lapidary {
 
+// What the leader computed between two of its messages.
+struct StepWork {
+  uint64_t steps = 0;   // at least 1
+  uint64_t tokens = 0;  // of all of them, as the seconds are
+  double plan_seconds = 0, forward_seconds = 0, sample_seconds = 0;
+};
+
 enum class GroupPhase {
   kWaiting,  // for workers to connect
   kLoading,  // all connected and assigned, weights on the way
@@ -38,7 +45,8 @@ struct GroupState {
   // Since the epoch began.
   uint64_t preemptions = 0, recomputed_tokens = 0;
   uint64_t steps = 0, decode_rows = 0, prefill_tokens = 0;
-  uint64_t prefix_lookup_tokens = 0, prefix_hit_tokens = 0;
+  uint64_t prefix_lookup_tokens = 0, prefix_hit_tokens = 0, prefix_evicted_pages = 0;
+  double plan_seconds = 0, forward_seconds = 0, sample_seconds = 0;
 
   bool ready() const { return phase == GroupPhase::kReady; }
   // One line for people: "1 of 2 workers connected".

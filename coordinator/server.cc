@@ -95,8 +95,10 @@ class CoordinatorServer::Impl {
                                            .tensor_parallel = config_.tensor_parallel,
                                            .compat = config_.compat_metrics}),
         admission_(*model_, Entropy()),
-        group_(config_, absl::StrFormat("lapidary-%d-%08x", getpid(), Entropy() & 0xffffffff),
-               absl::Now(), [this] { PublishHealth(); }),
+        group_(
+            config_, absl::StrFormat("lapidary-%d-%08x", getpid(), Entropy() & 0xffffffff),
+            absl::Now(), [this] { PublishHealth(); },
+            [this](const StepWork& work) { metrics_.Stepped(work); }),
         router_(group_),
         generate_service_(
             {config_, *model_, admission_, router_, group_, live_, metrics_, writes_}),

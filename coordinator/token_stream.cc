@@ -43,6 +43,8 @@ TokenStream::TokenStream(const AdmittedRequest& request, const ServedModel& mode
       trace_id_(request.trace_id),
       received_(request.received),
       prompt_tokens_(request.prompt_tokens),
+      max_tokens_(static_cast<uint32_t>(
+          request.choices.empty() ? 0 : request.choices[0].sampling().max_tokens())),
       options_(request.stream),
       model_(model),
       metrics_(metrics),
@@ -117,9 +119,14 @@ void TokenStream::OnEvent(const wire::RequestEvent& event, absl::Time now) {
 }
 
 void TokenStream::MeasureTimes(Choice* choice, const wire::RequestEvent& event, absl::Time now) {
-  if (event.has_queue_seconds()) metrics_.QueueTime(event.queue_seconds());
-  if (choice == choices_.data() && event.has_cached_tokens()) {
+  const bool first_choice = choice == choices_.data();
+  if (first_choice && event.has_queue_seconds()) {
+    queue_seconds_ = event.queue_seconds();
+    metrics_.QueueTime(queue_seconds_);
+  }
+  if (first_choice && event.has_cached_tokens()) {
     cached_tokens_ = std::min(event.cached_tokens(), prompt_tokens_);
+    metrics_.CachedPromptTokens(cached_tokens_);
   }
   if (event.tokens().empty()) return;
   if (!started_) {
@@ -129,6 +136,8 @@ void TokenStream::MeasureTimes(Choice* choice, const wire::RequestEvent& event, 
   }
   if (choice->tokens > 0) {
     metrics_.InterToken(absl::ToDoubleSeconds(now - choice->last_time), event.tokens_size());
+  } else {
+    choice->first_time = now;
   }
   choice->last_time = now;
 }
@@ -403,13 +412,11 @@ void TokenStream::End(const absl::Status& status, Outcome outcome, bool at_once,
   if (final_) return;
   final_ = status;
   if (std::exchange(paused_, false)) metrics_.Paused(false);
-  uint32_t tokens = 0;
   for (const Choice& choice : choices_) {
-    tokens += choice.tokens;
     if (!choice.finished) cancels->push_back(choice.id);
   }
-  const double seconds = absl::ToDoubleSeconds(now - received_);
-  metrics_.Finished(outcome, seconds, prompt_tokens_, tokens);
+  const EndedRequest ended = Summarize(outcome, now);
+  metrics_.Finished(ended);
   const std::string code = absl::StatusCodeToString(status.code());
   LogInfo("request finished", {{"request_id", client_id_},
                                {"trace_id", trace_id_},
@@ -417,10 +424,31 @@ void TokenStream::End(const absl::Status& status, Outcome outcome, bool at_once,
                                {"code", code},
                                {"why", std::string(status.message())},
                                {"prompt_tokens", prompt_tokens_},
-                               {"generated_tokens", tokens},
-                               {"seconds", seconds}});
+                               {"generated_tokens", ended.generated_tokens},
+                               {"seconds", ended.seconds}});
   hooks_.over();
   if (at_once) Deliver();
+}
+
+EndedRequest TokenStream::Summarize(Outcome outcome, absl::Time now) const {
+  EndedRequest out;
+  out.outcome = outcome;
+  out.seconds = absl::ToDoubleSeconds(now - received_);
+  out.prompt_tokens = prompt_tokens_;
+  out.choices = static_cast<uint32_t>(choices_.size());
+  out.max_tokens = max_tokens_;
+  for (const Choice& choice : choices_) {
+    out.generated_tokens += choice.tokens;
+    out.longest_choice = std::max(out.longest_choice, choice.tokens);
+  }
+  if (choices_.empty() || choices_[0].tokens == 0) return out;
+  const Choice& first = choices_[0];
+  out.first_choice = ChoiceTimes{.queue = queue_seconds_,
+                                 .first_token = absl::ToDoubleSeconds(first.first_time - received_),
+                                 .last_token = absl::ToDoubleSeconds(first.last_time - received_),
+                                 .tokens = first.tokens,
+                                 .cached_tokens = cached_tokens_};
+  return out;
 }
 
 // Ends the RPC now. A message being written stays in place until WriteDone.

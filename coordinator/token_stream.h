@@ -90,7 +90,7 @@ class TokenStream : public RequestSink,
     std::optional<TokenId> last_token;
     uint32_t tokens = 0;
     bool finished = false;
-    absl::Time last_time;  // of the newest token
+    absl::Time first_time, last_time;  // of the oldest and the newest token
   };
   struct Pending {
     v1::GenerateResponse message;
@@ -124,12 +124,14 @@ class TokenStream : public RequestSink,
   // Sets the terminal status; delivered after what is queued, or `at_once`. Later calls do nothing.
   void End(const absl::Status& status, Outcome outcome, bool at_once, absl::Time now,
            std::vector<RequestId>* cancels) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  EndedRequest Summarize(Outcome outcome, absl::Time now) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void Deliver() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void FillScore(const cluster::v1::Scored& in, v1::TokenScore* out) const;
 
   const std::string client_id_, trace_id_;
   const absl::Time received_;
   const uint32_t prompt_tokens_;
+  const uint32_t max_tokens_;  // of a choice
   const StreamOptions options_;
   const ServedModel& model_;
   CoordinatorMetrics& metrics_;
@@ -152,6 +154,7 @@ class TokenStream : public RequestSink,
   bool started_ ABSL_GUARDED_BY(mu_) = false;     // the engine has answered
   std::optional<absl::Status> final_ ABSL_GUARDED_BY(mu_);
   Outcome outcome_ ABSL_GUARDED_BY(mu_) = Outcome::kStop;  // of choice 0
+  double queue_seconds_ ABSL_GUARDED_BY(mu_) = 0;          // of choice 0, in the engine
   uint32_t cached_tokens_ ABSL_GUARDED_BY(mu_) = 0;        // of choice 0's prompt
 };
 

@@ -164,6 +164,8 @@ wire::Load ToMessage(const EngineStats& stats) {
   m.set_recomputed_tokens(stats.recomputed_tokens);
   m.set_prefix_lookup_tokens(stats.prefix_lookup_tokens);
   m.set_prefix_hit_tokens(stats.prefix_hit_tokens);
+  m.set_paused(static_cast<uint32_t>(stats.paused));
+  m.set_prefix_evicted_pages(stats.prefix_evicted_pages);
   return m;
 }
 

@@ -458,6 +458,10 @@ void WorkerSession::Load(const EngineStats& stats) {
   last_load_sent_ = now;
   wire::ConnectRequest message = NewMessage();
   *message.mutable_load() = ToMessage(stats);
+  wire::StepSeconds* seconds = message.mutable_load()->mutable_step_seconds();
+  seconds->set_plan(metrics_->step_seconds().plan);
+  seconds->set_forward(metrics_->step_seconds().forward);
+  seconds->set_sample(metrics_->step_seconds().sample);
   SendOrEnd(std::move(message));
 }
 

@@ -40,6 +40,7 @@ TEST(MetricsRegistryTest, NanDoesNotSpoilAHistogram) {
                         .Register(metrics.registry())
                         .Add({}, RequestTimeBounds());
   Observe(histogram, std::nan(""));
+  Observe(histogram, HUGE_VAL);
   Observe(histogram, 1.0);
   EXPECT_THAT(metrics.Text(), HasSubstr("seconds_sum 1"));
   EXPECT_THAT(metrics.Text(), HasSubstr("seconds_count 1"));
@@ -47,7 +48,7 @@ TEST(MetricsRegistryTest, NanDoesNotSpoilAHistogram) {
 
 TEST(MetricsRegistryTest, BoundsAscend) {
   for (const auto* bounds : {&TimeToFirstTokenBounds(), &InterTokenBounds(), &RequestTimeBounds(),
-                             &TokenCountBounds()}) {
+                             &TokenCountBounds(), &StepSecondsBounds(), &StepTokensBounds()}) {
     EXPECT_TRUE(std::is_sorted(bounds->begin(), bounds->end()));
     EXPECT_EQ(std::adjacent_find(bounds->begin(), bounds->end()), bounds->end());
   }

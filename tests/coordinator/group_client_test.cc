@@ -132,6 +132,35 @@ TEST_F(GroupClientTest, TheLeadersLoadIsKept) {
   EXPECT_EQ(state.prefix_hit_tokens, 7u);
 }
 
+TEST(GroupClientStepsTest, WhatTheLeaderComputedIsToldByDifferences) {
+  std::vector<StepWork> told;
+  CoordinatorConfig config;
+  GroupClient group(
+      config, "test", kStart, [] {}, [&](const StepWork& work) { told.push_back(work); });
+  const auto link = std::make_shared<FakeLink>();
+  ASSERT_TRUE(group.Register(wire::Register(), link).ok());
+  const auto load = [&](uint64_t steps, uint64_t decode, uint64_t prefill, double forward) {
+    wire::ConnectRequest message;
+    message.set_epoch(1);
+    message.mutable_load()->set_steps(steps);
+    message.mutable_load()->set_decode_rows(decode);
+    message.mutable_load()->set_prefill_tokens(prefill);
+    message.mutable_load()->mutable_step_seconds()->set_forward(forward);
+    group.OnMessage(link.get(), message, kStart);
+  };
+  load(0, 0, 0, 0);  // before the first step
+  load(1, 0, 20, 0.5);
+  load(1, 0, 20, 0.5);  // the queue changed
+  load(3, 8, 30, 1.5);
+  ASSERT_EQ(told.size(), 2u);
+  EXPECT_EQ(told[0].steps, 1u);
+  EXPECT_EQ(told[0].tokens, 20u);
+  EXPECT_EQ(told[0].forward_seconds, 0.5);
+  EXPECT_EQ(told[1].steps, 2u);
+  EXPECT_EQ(told[1].tokens, 18u);
+  EXPECT_EQ(told[1].forward_seconds, 1.0);
+}
+
 TEST_F(GroupClientTest, AWorkerThatLeavesBeforeTheGroupIsCompleteIsForgotten) {
   const auto a = Connect(0);
   group_.OnClosed(a.get(), "gone", kStart);

@@ -64,6 +64,8 @@ TEST(ClusterMessages, ALoadHasEveryNumber) {
   stats.recomputed_tokens = 11;
   stats.prefix_lookup_tokens = 12;
   stats.prefix_hit_tokens = 13;
+  stats.prefix_evicted_pages = 17;
+  stats.paused = 18;
   stats.steps = 14;
   stats.decode_rows = 15;
   stats.prefill_tokens = 16;
@@ -81,6 +83,8 @@ TEST(ClusterMessages, ALoadHasEveryNumber) {
   EXPECT_EQ(m.recomputed_tokens(), 11u);
   EXPECT_EQ(m.prefix_lookup_tokens(), 12u);
   EXPECT_EQ(m.prefix_hit_tokens(), 13u);
+  EXPECT_EQ(m.prefix_evicted_pages(), 17u);
+  EXPECT_EQ(m.paused(), 18u);
   EXPECT_EQ(m.steps(), 14u);
   EXPECT_EQ(m.decode_rows(), 15u);
   EXPECT_EQ(m.prefill_tokens(), 16u);
