@@ -14,6 +14,7 @@ int RunTokenize(const TokenizeFlags& flags);
 int RunInspect(const InspectFlags& flags);
 int RunDebug(const DebugFlags& flags);
 int RunBench(const BenchFlags& flags);
+int RunTop(const TopFlags& flags);
 
 // Prints "lapidary: MESSAGE" to stderr; 1.
 int Fail(const absl::Status& status);

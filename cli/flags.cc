@@ -338,6 +338,19 @@ void AddCommands(CLI::App& app, CommandLine& line) {
       "  lapidary debug record MODEL run.bin --prompt-ids 2,5,7\n"
       "  lapidary debug compare MODEL run.bin --compute int8");
 
+  CLI::App* top = add("top", "Watch a running server", Command::kTop);
+  top->add_option("--metrics-server", line.top.metrics_server,
+                  "HOST:PORT of the coordinator's /metrics");
+  top->add_option("--interval", line.top.interval_s,
+                  "Seconds between two readings; 0: since the start, with --once")
+      ->check(CLI::Range(0.0, 3600.0));
+  top->add_flag("--once", line.top.once,
+                "Print one table of one interval and exit (also when this is no terminal)");
+  top->footer(
+      "Examples:\n  lapidary top                                      a server on this machine\n"
+      "  lapidary top --metrics-server 10.0.0.5:9464 --interval 5\n"
+      "  lapidary top --once --interval 0                  averages since the server started");
+
   AddBench(add("bench", "Load a server and measure it", Command::kBench), line.bench);
 }
 

@@ -1,4 +1,4 @@
-// GET of one small page on loopback: /readyz while a server starts.
+// GET of one page without TLS: /readyz while a server starts, /metrics for `lapidary top`.
 #pragma once
 #include <string>
 
@@ -11,7 +11,11 @@ struct HttpPage {
   int code = 0;
   std::string body;
 };
-// UNAVAILABLE when nothing answers within `timeout`.
+// UNAVAILABLE when nothing answers within `timeout`; INVALID_ARGUMENT for an address that is not
+// HOST:PORT. The page of a server that stops in the middle is UNAVAILABLE too.
+absl::StatusOr<HttpPage> HttpGet(const std::string& address, const std::string& path,
+                                 absl::Duration timeout);
+// On loopback.
 absl::StatusOr<HttpPage> HttpGet(int port, const std::string& path, absl::Duration timeout);
 
 }  // namespace lapidary

@@ -62,6 +62,8 @@ int Run(const CommandLine& line) {
       return RunDebug(line.debug);
     case CommandLine::Command::kBench:
       return RunBench(line.bench);
+    case CommandLine::Command::kTop:
+      return RunTop(line.top);
   }
   return 2;
 }

@@ -129,6 +129,12 @@ struct InspectFlags {
   std::string model_path;
 };
 
+struct TopFlags {
+  std::string metrics_server = "127.0.0.1:9464";  // of a coordinator's /metrics
+  double interval_s = 2;  // between two readings; 0: since the start, with `once`
+  bool once = false;
+};
+
 struct DebugFlags {
   std::string action;  // record, compare
   std::string model_path;
@@ -187,6 +193,7 @@ struct CommandLine {
     kInspect,
     kDebug,
     kBench,
+    kTop,
   };
   Command command = Command::kExit;
   int exit_code = 0;
@@ -200,6 +207,7 @@ struct CommandLine {
   InspectFlags inspect;
   DebugFlags debug;
   BenchFlags bench;
+  TopFlags top;
 };
 
 // Prints help and mistakes itself.
