@@ -1,6 +1,7 @@
 #include "coordinator/coordinator_metrics.h"
 
 #include <algorithm>
+#include <cmath>
 #include <utility>
 #include <vector>
 
@@ -227,6 +228,7 @@ void CoordinatorMetrics::QueueTime(double seconds) { ObserveAll(queue_time_, sec
 void CoordinatorMetrics::FirstToken(double seconds) { ObserveAll(time_to_first_token_, seconds); }
 void CoordinatorMetrics::InterToken(double seconds, int tokens) {
   const double each = seconds / tokens;
+  if (!std::isfinite(each)) return;
   absl::MutexLock lock(&waits_mu_);
   if (each != wait_seconds_) ObserveWaits();
   wait_seconds_ = each;

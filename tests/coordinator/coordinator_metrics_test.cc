@@ -141,6 +141,7 @@ TEST_F(CoordinatorMetricsTest, NanReachesNoHistogram) {
       ChoiceTimes{.queue = nan, .first_token = nan, .last_token = nan, .tokens = 2};
   metrics_.Finished(request);
   metrics_.Stepped(StepWork{.steps = 1, .plan_seconds = nan, .forward_seconds = nan});
+  metrics_.Update(GroupState{}, 0);
   EXPECT_THAT(registry_.Text(), Not(HasSubstr("Nan")));
   Expect({"lapidary_queue_seconds_count{model_name=\"m\"} 0",
           "lapidary_decode_seconds_count{model_name=\"m\"} 0",
