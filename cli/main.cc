@@ -9,6 +9,7 @@
 #include "cli/options.h"
 #include "cli/signals.h"
 #include "common/log.h"
+#include "common/mapped_faults.h"
 
 namespace lapidary {
 namespace {
@@ -94,5 +95,6 @@ int main(int argc, char** argv) {
                      .json = line.log.format == "json",
                      .process = lapidary::ProcessName(line)});
   lapidary::InstallStopSignals();
+  lapidary::InstallMappedFaultHandler();
   return lapidary::Run(line);
 }

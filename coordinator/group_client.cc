@@ -61,7 +61,7 @@ absl::Status GroupClient::Register(const wire::Register& worker, std::shared_ptr
     w.name = worker.worker();
     w.hint = hint;
     workers_.push_back(std::move(w));
-    state_.connected = static_cast<int>(workers_.size());
+    CountWorkers();
     LogInfo("worker connected", {{"worker", worker.worker()},
                                  {"device", worker.device()},
                                  {"threads", worker.threads()},
@@ -71,6 +71,20 @@ absl::Status GroupClient::Register(const wire::Register& worker, std::shared_ptr
   }
   on_change_();
   return absl::OkStatus();
+}
+
+void GroupClient::CountWorkers() {
+  state_.connected = static_cast<int>(workers_.size());
+  state_.missing.clear();
+  if (workers_.empty()) return;
+  std::vector<bool> here(static_cast<size_t>(state_.size), false);
+  for (const Worker& w : workers_) {
+    if (w.hint < 0) return;  // it may become any
+    here[static_cast<size_t>(w.hint)] = true;
+  }
+  for (int rank = 0; rank < state_.size; ++rank) {
+    if (!here[static_cast<size_t>(rank)]) state_.missing.push_back(rank);
+  }
 }
 
 void GroupClient::AssignRanks() {
@@ -253,7 +267,7 @@ void GroupClient::OnClosed(const WorkerLink* link, std::string_view why, absl::T
       LogInfo("worker left", {{"worker", w->name}, {"why", std::string(why)}});
       if (w->rank >= 0) state_.rank_up[static_cast<size_t>(w->rank)] = false;
       workers_.erase(workers_.begin() + (w - workers_.data()));
-      state_.connected = static_cast<int>(workers_.size());
+      CountWorkers();
     } else {
       ending = EndEpoch(w, absl::StrFormat("was lost: %s", std::string(why)), now);
     }

@@ -108,6 +108,8 @@ class GroupClient {
 
   Worker* Find(const WorkerLink* link) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   Worker* Leader() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  // After workers_ has changed while the group waits.
+  void CountWorkers() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void AssignRanks() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void TakeReady(Worker* worker, const cluster::v1::Ready& ready)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);

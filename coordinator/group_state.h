@@ -27,6 +27,7 @@ struct GroupState {
   uint64_t epoch = 0;         // of the current or the last group; 0 before the first
   int size = 1;               // ranks wanted
   int connected = 0;          // workers registered
+  std::vector<int> missing;   // ranks nobody is, while waiting; empty where hints do not tell
   std::vector<bool> rank_up;  // by rank, once assigned
   int64_t loaded_bytes = 0, total_bytes = 0;  // summed over ranks, while loading
   std::string last_failure;  // why the last epoch ended or workers are overdue; empty: no failure

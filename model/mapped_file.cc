@@ -10,6 +10,7 @@
 #include <utility>
 
 #include "absl/strings/str_format.h"
+#include "common/mapped_faults.h"
 
 namespace lapidary {
 
@@ -19,9 +20,14 @@ std::string BaseName(const std::string& path) {
 }
 
 MappedFile::MappedFile(std::string path, const uint8_t* data, int64_t size)
-    : path_(std::move(path)), name_(BaseName(path_)), data_(data), size_(size) {}
+    : path_(std::move(path)), name_(BaseName(path_)), data_(data), size_(size) {
+  NameMapping(data_, static_cast<size_t>(size_), path_);
+}
 
-MappedFile::~MappedFile() { munmap(const_cast<uint8_t*>(data_), static_cast<size_t>(size_)); }
+MappedFile::~MappedFile() {
+  ForgetMapping(data_);
+  munmap(const_cast<uint8_t*>(data_), static_cast<size_t>(size_));
+}
 
 absl::StatusOr<std::unique_ptr<MappedFile>> MappedFile::Open(const std::string& path) {
   const int fd = open(path.c_str(), O_RDONLY | O_CLOEXEC);

@@ -1,4 +1,5 @@
-// A file mapped read-only. Readers check every offset against `size()` before they follow it.
+// A file mapped read-only. Readers check every offset against `size()` before they follow it. One
+// that shrinks while it is mapped ends the process (common/mapped_faults.h says why).
 #pragma once
 #include <cstdint>
 #include <memory>

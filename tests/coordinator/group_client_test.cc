@@ -243,6 +243,29 @@ TEST_F(GroupClientTest, MissingWorkersAreReportedOnceTheTimeIsUp) {
   EXPECT_EQ(group_.state().phase, GroupPhase::kLoading);
 }
 
+TEST(GroupClientMissingTest, HintsTellWhichRanksAreMissing) {
+  CoordinatorConfig config;
+  config.tensor_parallel = 4;
+  GroupClient group(config, "test", kStart, [] {});
+  const auto connect = [&group](std::optional<uint32_t> rank) {
+    auto link = std::make_shared<FakeLink>();
+    wire::Register hello;
+    if (rank) hello.set_rank_hint(*rank);
+    EXPECT_TRUE(group.Register(hello, link).ok());
+    return link;
+  };
+  EXPECT_EQ(group.state().Describe(), "0 of 4 workers connected");
+  const auto two = connect(2);
+  EXPECT_EQ(group.state().Describe(), "1 of 4 workers connected (ranks 0, 1, 3 are missing)");
+  connect(0);
+  const auto three = connect(3);
+  EXPECT_EQ(group.state().Describe(), "3 of 4 workers connected (rank 1 is missing)");
+  group.OnClosed(three.get(), "gone", kStart);
+  EXPECT_EQ(group.state().Describe(), "2 of 4 workers connected (ranks 1, 3 are missing)");
+  connect(std::nullopt);  // it may become either
+  EXPECT_EQ(group.state().Describe(), "3 of 4 workers connected");
+}
+
 TEST_F(GroupClientTest, DrainingRefusesRequestsAndNewWorkers) {
   const auto a = Connect(), b = Connect();
   MakeReady(*a);

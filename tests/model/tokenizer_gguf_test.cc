@@ -238,7 +238,8 @@ TEST(GgufTokenizerTest, TruncatedFilesFailCleanly) {
 // Ids on which llama-cpp-python and transformers agree (tests/golden/check_tokenizer_real.py).
 TEST(GgufTokenizerTest, RealGemma3Vocabulary) {
   const char* path = std::getenv("LAPIDARY_GEMMA3_GGUF");
-  if (path == nullptr) GTEST_SKIP() << "LAPIDARY_GEMMA3_GGUF does not name gemma3-270m.gguf";
+  if (path == nullptr || *path == '\0')
+    GTEST_SKIP() << "LAPIDARY_GEMMA3_GGUF does not name gemma3-270m.gguf";
   auto tokenizer = Tokenizer::Load(path);
   ASSERT_TRUE(tokenizer.ok()) << tokenizer.status();
   EXPECT_EQ((*tokenizer)->vocab_size(), 262144);
