@@ -300,7 +300,7 @@ class Trace {
 };
 
 TEST(PrefixSchedule, EveryRequestReadsWhatItWouldHaveComputedAlone) {
-  constexpr uint32_t kFirstSeed = 1, kTraces = 400;
+  constexpr uint32_t kFirstSeed = 1, kTraces = 150;
   int hits = 0;
   uint64_t preemptions = 0, evicted = 0;
   for (uint32_t seed = kFirstSeed; seed < kFirstSeed + kTraces; ++seed) {
@@ -312,9 +312,9 @@ TEST(PrefixSchedule, EveryRequestReadsWhatItWouldHaveComputedAlone) {
     preemptions += trace.stats.preemptions;
     evicted += trace.stats.prefix_evicted_pages;
   }
-  EXPECT_GT(hits, 1000);  // the traces reach the interesting part
-  EXPECT_GT(preemptions, 100u);
-  EXPECT_GT(evicted, 1000u);
+  EXPECT_GT(hits, 400);  // the traces reach the interesting part
+  EXPECT_GT(preemptions, 40u);
+  EXPECT_GT(evicted, 400u);
 }
 
 }  // namespace
