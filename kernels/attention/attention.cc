@@ -10,8 +10,11 @@
 namespace lapidary {
 namespace {
 
+using attention_internal::FoldRowAvx2;
+using attention_internal::FoldRowAvx512;
 using attention_internal::kMaxColumns;
 using attention_internal::kMaxRows;
+using attention_internal::kSegmentTokens;
 using attention_internal::RunTileAvx2;
 using attention_internal::RunTileAvx512;
 using attention_internal::TileScratch;
@@ -24,27 +27,76 @@ struct Unit {
   int32_t kv_head;
   int32_t begin;
   int32_t end;
+  int32_t segment_begin;  // of the keys that some row reads
+  int32_t segments;
 };
 
-// Cuts the batch into units of at most kMaxRows rows, smaller where there would be fewer units than
-// threads. How it is cut changes no bit.
-std::vector<Unit> Cut(const AttentionParams& params,
-                      const std::vector<AttentionSequence>& sequences, int threads) {
+// Keys [first, last) of a token.
+int32_t FirstKey(const AttentionParams& params, int32_t position) {
+  return params.window > 0 ? std::max(0, position - params.window + 1) : 0;
+}
+
+std::vector<Unit> CutRows(const AttentionParams& params,
+                          const std::vector<AttentionSequence>& sequences, int32_t most) {
   const int kv_heads = static_cast<int>(params.group_begin.size()) - 1;
-  int64_t rows = 0;
-  for (const AttentionSequence& s : sequences) rows += int64_t{s.len} * params.group_begin.back();
-  int64_t most = std::clamp<int64_t>((rows + threads - 1) / threads, 1, kMaxRows);
   std::vector<Unit> units;
   for (int32_t s = 0; s < static_cast<int32_t>(sequences.size()); ++s) {
     for (int32_t h = 0; h < kv_heads; ++h) {
       const int32_t group = params.group_begin[h + 1] - params.group_begin[h];
       const int32_t count = sequences[s].len * group;
-      for (int32_t begin = 0; begin < count; begin += static_cast<int32_t>(most)) {
-        units.push_back({s, h, begin, std::min(count, begin + static_cast<int32_t>(most))});
+      for (int32_t begin = 0; begin < count; begin += most) {
+        const int32_t end = std::min(count, begin + most);
+        const int32_t first = FirstKey(params, sequences[s].position + begin / group);
+        const int32_t last = sequences[s].position + (end - 1) / group;
+        const int32_t segment = first / kSegmentTokens;
+        units.push_back({s, h, begin, end, segment, last / kSegmentTokens + 1 - segment});
       }
     }
   }
   return units;
+}
+
+// A unit, or one segment of it.
+struct Task {
+  int32_t unit;
+  int32_t segment;      // -1: all, straight to the output
+  int64_t partial_row;  // of the unit's first row
+};
+
+struct Cut {
+  std::vector<Unit> units;
+  std::vector<Task> tasks;
+  int64_t partial_rows = 0;  // one for each row and segment of units that are cut
+};
+
+// Units of at most kMaxRows rows. Where there are too few for the threads: cut by segments of the
+// keys, or where contexts are short into fewer rows, which reads pages more than once. How it is
+// cut changes no bit.
+Cut CutBatch(const AttentionParams& params, const std::vector<AttentionSequence>& sequences,
+             int threads) {
+  Cut cut;
+  cut.units = CutRows(params, sequences, kMaxRows);
+  int64_t segments = 0;
+  for (const Unit& unit : cut.units) segments += unit.segments;
+  const auto count = static_cast<int64_t>(cut.units.size());
+  const bool few = threads > 1 && count < 2 * threads;
+  const bool by_segments = few && segments >= 2 * count;
+  if (few && !by_segments) {
+    int64_t rows = 0;
+    for (const Unit& unit : cut.units) rows += unit.end - unit.begin;
+    const int64_t most = std::clamp<int64_t>((rows + threads - 1) / threads, 1, kMaxRows);
+    cut.units = CutRows(params, sequences, static_cast<int32_t>(most));
+  }
+  for (int32_t u = 0; u < static_cast<int32_t>(cut.units.size()); ++u) {
+    const Unit& unit = cut.units[u];
+    if (!by_segments || unit.segments == 1) {
+      cut.tasks.push_back({u, -1, 0});
+      continue;
+    }
+    for (int32_t s = 0; s < unit.segments; ++s) cut.tasks.push_back({u, s, cut.partial_rows});
+    cut.partial_rows += int64_t{unit.end - unit.begin} * unit.segments;
+  }
+  return cut;
 }
 
 TileTask MakeTask(const AttentionParams& params, const AttentionSequence& sequence,
@@ -77,7 +129,7 @@ TileTask MakeTask(const AttentionParams& params, const AttentionSequence& sequen
     task.q[r] = params.q + row * params.q_stride + head * params.layout.head_dim;
     task.out[r] = params.out + row * params.out_stride + head * params.layout.head_dim;
     const int32_t position = sequence.position + token;
-    task.first[r] = params.window > 0 ? std::max(0, position - params.window + 1) : 0;
+    task.first[r] = FirstKey(params, position);
     task.last[r] = position + 1;
   }
   return task;
@@ -86,6 +138,30 @@ TileTask MakeTask(const AttentionParams& params, const AttentionSequence& sequen
 TileScratch& ThreadScratch() {
   thread_local std::unique_ptr<TileScratch> scratch = std::make_unique<TileScratch>();
   return *scratch;
+}
+
+// Of the calling thread, kept from call to call.
+float* Partials(int64_t values) {
+  thread_local std::vector<float> partials;
+  if (static_cast<int64_t>(partials.size()) < values) partials.resize(values);
+  return partials.data();
+}
+
+// work(i) for every i < count, each on some thread.
+template <class Work>
+void ForEach(ThreadTeam& team, int64_t count, const Work& work) {
+  if (count <= 1 || team.size() == 1) {
+    for (int64_t i = 0; i < count; ++i) work(i);
+    return;
+  }
+  // Taken from the back: the last rows of a chunk see the most keys.
+  std::atomic<int64_t> left{count};
+  team.Run([&](int) {
+    for (int64_t i = left.fetch_sub(1, std::memory_order_relaxed) - 1; i >= 0;
+         i = left.fetch_sub(1, std::memory_order_relaxed) - 1) {
+      work(i);
+    }
+  });
 }
 
 }  // namespace
@@ -103,22 +179,38 @@ void PagedAttention(ThreadTeam& team, const AttentionParams& params,
   const KvFormat format = params.layout.format;
   LAPIDARY_CHECK(format == KvFormat::kSplit || params.key_weight != nullptr);
   LAPIDARY_CHECK(format != KvFormat::kSingle || params.rotation != nullptr);
-  const auto run = kernel == AttentionKernel::kAvx512 ? RunTileAvx512 : RunTileAvx2;
-  const std::vector<Unit> units = Cut(params, sequences, team.size());
+  const bool wide = kernel == AttentionKernel::kAvx512;
+  const auto run = wide ? RunTileAvx512 : RunTileAvx2;
+  const auto fold = wide ? FoldRowAvx512 : FoldRowAvx2;
+  const Cut cut = CutBatch(params, sequences, team.size());
+  const int64_t stride = params.layout.value_columns() + 32;
+  float* partials = Partials(cut.partial_rows * stride);
+
   const auto work = [&](int64_t i) {
-    run(MakeTask(params, sequences[units[i].sequence], units[i]), ThreadScratch());
+    const Task& part = cut.tasks[i];
+    const Unit& unit = cut.units[part.unit];
+    TileTask task = MakeTask(params, sequences[unit.sequence], unit);
+    if (part.segment >= 0) {
+      task.segment = unit.segment_begin + part.segment;
+      for (int r = 0; r < task.rows; ++r) {
+        task.partial[r] =
+            partials + (part.partial_row + int64_t{r} * unit.segments + part.segment) * stride;
+      }
+    }
+    run(task, ThreadScratch());
   };
-  const auto count = static_cast<int64_t>(units.size());
-  if (count <= 1 || team.size() == 1) {
-    for (int64_t i = 0; i < count; ++i) work(i);
-    return;
-  }
-  // Taken from the back: the last rows of a chunk see the most keys.
-  std::atomic<int64_t> left{count};
-  team.Run([&](int) {
-    for (int64_t i = left.fetch_sub(1, std::memory_order_relaxed) - 1; i >= 0;
-         i = left.fetch_sub(1, std::memory_order_relaxed) - 1) {
-      work(i);
+  ForEach(team, static_cast<int64_t>(cut.tasks.size()), work);
+  if (cut.partial_rows == 0) return;
+
+  // Every query has been read: out may be q.
+  ForEach(team, static_cast<int64_t>(cut.tasks.size()), [&](int64_t i) {
+    const Task& part = cut.tasks[i];
+    if (part.segment != 0) return;
+    const Unit& unit = cut.units[part.unit];
+    const TileTask task = MakeTask(params, sequences[unit.sequence], unit);
+    for (int r = 0; r < task.rows; ++r) {
+      fold(task, partials + (part.partial_row + int64_t{r} * unit.segments) * stride, unit.segments,
+           stride, task.out[r]);
     }
   });
 }

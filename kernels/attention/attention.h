@@ -6,11 +6,12 @@
 // Arithmetic is fp32 whatever the pages hold: int8 codes are widened, the scale of a token's key
 // multiplies its finished score, that of its value the softmax weight.
 //
-// Softmax in fp32, online, in blocks of 64 keys at absolute positions: a row (one
-// token and one query head) goes through the same operations whatever stands beside it, so its bits
-// depend neither on the batch nor on the chunking nor on the number of threads. (acc is rescaled
-// only where the row's own maximum grows, a masked key adds exactly 0.) AVX2 and AVX-512 give the
-// same bits.
+// Softmax in fp32, online, in blocks of 64 keys and segments of 1024 at absolute positions,
+// segments folded in ascending order: a row (one token and one query head) goes through the same
+// operations whatever stands beside it, so its bits depend neither on the batch nor on the chunking
+// nor on the number of threads. (acc is rescaled only where the row's own maximum grows, a masked
+// key adds exactly 0.) With few rows and long contexts threads share the segments. AVX2 and AVX-512
+// give the same bits.
 #pragma once
 #include <cstdint>
 #include <vector>

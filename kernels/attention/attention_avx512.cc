@@ -13,5 +13,8 @@ namespace {
 }  // namespace
 
 void RunTileAvx512(const TileTask& task, TileScratch& scratch) { RunTask(task, scratch); }
+void FoldRowAvx512(const TileTask& task, float* partial, int segments, int64_t stride, float* out) {
+  FoldRow(task, partial, segments, stride, out);
+}
 
 }  // namespace lapidary::attention_internal

@@ -268,6 +268,38 @@ TEST(AttentionTest, ChunkingThreadsAndKernelChangeNoBit) {
   }
 }
 
+// Several segments of keys: one tile through all of them, or each by another thread.
+TEST(AttentionTest, SegmentsChangeNoBitAndAgree) {
+  const int tokens = 2100;
+  const Case cases[] = {{16, {0, 3}, 0, KvType::kFp32},
+                        {16, {0, 3}, 1100, KvType::kBf16},
+                        {16, {0, 1}, 100, KvType::kBf16},
+                        {16, {0, 8, 9}, 0, KvType::kInt8, KvFormat::kFolded, 4},
+                        {14, {0, 2}, 0, KvType::kFp32, KvFormat::kSingle, 1}};
+  for (const Case& c : cases) {
+    World w(c, tokens, 9);
+    const auto whole = w.Run(c, {0, tokens}, 1, AttentionKernel::kAvx2);
+    std::vector<int> late = {0, 1000};  // then one row at a time around the boundaries
+    for (int t = 1001; t < tokens; t += t < 1030 || t > 2040 ? 1 : 501) late.push_back(t);
+    late.push_back(tokens);
+    for (const AttentionKernel kernel : Kernels()) {
+      EXPECT_EQ(whole, w.Run(c, {0, tokens}, 64, kernel)) << c;
+      EXPECT_EQ(whole, w.Run(c, late, 5, kernel)) << c;
+      EXPECT_EQ(whole, w.Run(c, late, 1, kernel)) << c;
+    }
+    for (const int t : {1022, 1023, 1024, 1025, 2047, 2048, 2049, 2099}) {
+      for (int head = 0; head < c.group_begin.back(); ++head) {
+        const auto expected = w.Reference(c, t, head);
+        for (int i = 0; i < c.head_dim; ++i) {
+          // A sum of 2100 weights: three times that of 700.
+          ASSERT_NEAR(whole[(t * c.group_begin.back() + head) * c.head_dim + i], expected[i], 6e-5)
+              << c << " token " << t << " head " << head;
+        }
+      }
+    }
+  }
+}
+
 TEST(AttentionTest, SequencesSideBySideGetWhatTheyGetAlone) {
   const Case c{64, {0, 4, 8}, 20, KvType::kBf16};
   World a(c, 70, 1), b(c, 33, 2);

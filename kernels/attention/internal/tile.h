@@ -7,7 +7,8 @@
 namespace lapidary::attention_internal {
 
 inline constexpr int kMaxRows = 12;
-inline constexpr int kMaxColumns = 1024;                   // head_dim
+inline constexpr int kSegmentTokens = 1024;  // a multiple of the block that softmax goes by
+inline constexpr int kMaxColumns = 1024;     // head_dim
 inline constexpr int kMaxValueColumns = kMaxColumns + 64;  // with the padding of the rotating ones
 
 // Plain numbers: an inline member function would be compiled with AVX-512 in one of the two kernels
@@ -30,13 +31,18 @@ struct TileTask {
   float* out[kMaxRows];      // [head_dim]; may be q
   int32_t first[kMaxRows];   // keys [first, last) of each row, not empty
   int32_t last[kMaxRows];
+  // >= 0: this segment of the keys alone, into partial: [value_columns] sums, the maximum, the
+  // total weight (0: no key of the row is in it). out is then not written.
+  int32_t segment = -1;
+  float* partial[kMaxRows];
 };
 
 // Per thread. In use at head_dim 256, split pages: 26 KB, which with a page still fit L1.
 struct alignas(64) TileScratch {
   float q[kMaxRows * kMaxColumns];
   float acc[kMaxRows * kMaxValueColumns];
-  float p[kMaxRows * 64];  // scores, then weights, of a block of pages
+  float state[kMaxRows * kMaxValueColumns];  // of the segments before
+  float p[kMaxRows * 64];                    // scores, then weights, of a block of pages
   // Folded and single pages; what is what: score.inc.h.
   float plain[kMaxRows * kMaxValueColumns];
   float sums[kMaxRows * 8 * 16];
@@ -48,5 +54,8 @@ struct alignas(64) TileScratch {
 
 void RunTileAvx2(const TileTask& task, TileScratch& scratch);
 void RunTileAvx512(const TileTask& task, TileScratch& scratch);
+// Folds the partial results of one row; overwrites the first.
+void FoldRowAvx2(const TileTask& task, float* partial, int segments, int64_t stride, float* out);
+void FoldRowAvx512(const TileTask& task, float* partial, int segments, int64_t stride, float* out);
 
 }  // namespace lapidary::attention_internal

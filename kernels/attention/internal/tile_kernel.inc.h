@@ -73,12 +73,34 @@ inline void WriteOut(const TileTask& task, float* acc, int stride, float inverse
   copy(2 * padded + half - pairs, half + pairs, dim - half - pairs);
 }
 
-// Rows [row, row + kRows) of the task.
+// What the factors exp(own maximum - common maximum) make of two parts of a row's keys.
+struct FoldFactors {
+  F16 state, part;
+};
+
+// state = state and part together; both hold keys. Returns what their sums are to be multiplied by.
+inline FoldFactors FoldTotals(float& best, float& total, float part_best, float part_total) {
+  const float most = best > part_best ? best : part_best;
+  const FoldFactors f = {ExpNegative(All(best - most)), ExpNegative(All(part_best - most))};
+  total = _mm256_cvtss_f32(Low(Fma(All(total), f.state, Mul(All(part_total), f.part))));
+  best = most;
+  return f;
+}
+inline void Fold32(float* state, const float* part, const FoldFactors& f) {
+  Store(state, Fma(Load(state), f.state, Mul(Load(part), f.part)));
+  Store(state + 16, Fma(Load(state + 16), f.state, Mul(Load(part + 16), f.part)));
+}
+inline void Copy32(float* to, const float* from) {
+  Store(to, Load(from));
+  Store(to + 16, Load(from + 16));
+}
+
+// scratch.acc, best and total of the task's rows [row, row + kRows) over keys [first, last), which
+// lie in one segment. fetch_end: pages before it are worth fetching. total 0: no key.
 template <KvType kType, int kRows>
-void Tile(const TileTask& task, int row, TileScratch& scratch) {
+inline void RunSegment(const TileTask& task, int row, int32_t first, int32_t last,
+                       int32_t fetch_end, TileScratch& scratch, float* best, float* total) {
   const int value_columns = task.value_columns;
-  float best[kRows], total[kRows];
-  int32_t first = task.first[row], last = task.last[row];
   for (int r = 0; r < kRows; ++r) {
     float* acc = scratch.acc + r * 32;  // [column / 32][row][32]
     for (int c = 0; c < value_columns / 32; ++c) {
@@ -87,10 +109,7 @@ void Tile(const TileTask& task, int row, TileScratch& scratch) {
     }
     best[r] = -1e30f;
     total[r] = 0.0f;
-    if (task.first[row + r] < first) first = task.first[row + r];
-    if (task.last[row + r] > last) last = task.last[row + r];
   }
-  ArrangeQueries<kRows>(task, row, scratch);
 
   // Blocks of kBlockPages pages, at absolute positions: a row meets the same blocks whatever stands
   // beside it.
@@ -110,7 +129,7 @@ void Tile(const TileTask& task, int row, TileScratch& scratch) {
     // The passes over a page fetch the page four further on, each a part, evenly: sixteen lines can
     // be on their way at a time, and a burst would have to wait for them.
     int64_t ahead[kBlockPages] = {};
-    for (int j = 0; j < pages && page + kBlockPages + j < page_end; ++j) {
+    for (int j = 0; j < pages && page + kBlockPages + j < fetch_end; ++j) {
       ahead[j] =
           task.pool + int64_t{task.pages[page + kBlockPages + j]} * task.page_bytes - keys[j];
     }
@@ -184,10 +203,93 @@ void Tile(const TileTask& task, int row, TileScratch& scratch) {
     }
     page = block_end;
   }
+}
 
-  for (int r = 0; r < kRows; ++r) {
-    WriteOut(task, scratch.acc + r * 32, 32 * kRows, 1.0f / total[r], task.out[row + r]);
+// Rows [row, row + kRows) of the task. The keys of a row come in segments of kSegmentTokens at
+// absolute positions, each with a softmax of its own, folded in ascending order: the bits are the
+// same whether one tile goes through all of them or each is another thread's.
+template <KvType kType, int kRows>
+void Tile(const TileTask& task, int row, TileScratch& scratch) {
+  const int chunks = task.value_columns / 32;
+  int32_t first = task.first[row], last = task.last[row];
+  for (int r = 1; r < kRows; ++r) {
+    if (task.first[row + r] < first) first = task.first[row + r];
+    if (task.last[row + r] > last) last = task.last[row + r];
   }
+  const int32_t fetch_end = (last + kPageTokens - 1) / kPageTokens;
+  ArrangeQueries<kRows>(task, row, scratch);
+  float part_best[kRows], part_total[kRows];
+
+  if (task.segment >= 0) {
+    const int32_t begin = task.segment * kSegmentTokens, end = begin + kSegmentTokens;
+    if (first < begin) first = begin;
+    if (last > end) last = end;
+    RunSegment<kType, kRows>(task, row, first, last, fetch_end, scratch, part_best, part_total);
+    for (int r = 0; r < kRows; ++r) {
+      float* partial = task.partial[row + r];
+      for (int c = 0; c < chunks; ++c) {
+        Copy32(partial + c * 32, scratch.acc + (c * kRows + r) * 32);
+      }
+      partial[chunks * 32] = part_best[r];
+      partial[chunks * 32 + 1] = part_total[r];
+    }
+    return;
+  }
+
+  const int32_t segment_begin = first / kSegmentTokens;
+  const int32_t segment_end = (last - 1) / kSegmentTokens + 1;
+  float* state = segment_end - segment_begin == 1 ? scratch.acc : scratch.state;
+  float best[kRows], total[kRows];
+  for (int r = 0; r < kRows; ++r) {
+    best[r] = -1e30f;
+    total[r] = 0.0f;
+  }
+  for (int32_t segment = segment_begin; segment < segment_end; ++segment) {
+    const int32_t begin = segment * kSegmentTokens, end = begin + kSegmentTokens;
+    RunSegment<kType, kRows>(task, row, first > begin ? first : begin, last < end ? last : end,
+                             fetch_end, scratch, part_best, part_total);
+    for (int r = 0; r < kRows; ++r) {
+      if (part_total[r] == 0.0f) continue;
+      const bool is_first = total[r] == 0.0f;
+      FoldFactors f = {};
+      if (is_first) {
+        best[r] = part_best[r];
+        total[r] = part_total[r];
+        if (state == scratch.acc) continue;
+      } else {
+        f = FoldTotals(best[r], total[r], part_best[r], part_total[r]);
+      }
+      for (int c = 0; c < chunks; ++c) {
+        const int at = (c * kRows + r) * 32;
+        if (is_first) {
+          Copy32(state + at, scratch.acc + at);
+        } else {
+          Fold32(state + at, scratch.acc + at, f);
+        }
+      }
+    }
+  }
+  for (int r = 0; r < kRows; ++r) {
+    WriteOut(task, state + r * 32, 32 * kRows, 1.0f / total[r], task.out[row + r]);
+  }
+}
+
+// One row of which each segment was a task: partial results in ascending order, `stride` apart.
+inline void FoldRow(const TileTask& task, float* partial, int segments, int64_t stride,
+                    float* out) {
+  const int columns = task.value_columns;
+  float* state = nullptr;
+  for (int s = 0; s < segments; ++s, partial += stride) {
+    if (partial[columns + 1] == 0.0f) continue;
+    if (state == nullptr) {
+      state = partial;
+      continue;
+    }
+    const FoldFactors f =
+        FoldTotals(state[columns], state[columns + 1], partial[columns], partial[columns + 1]);
+    for (int c = 0; c < columns; c += 32) Fold32(state + c, partial + c, f);
+  }
+  WriteOut(task, state, 32, 1.0f / state[columns + 1], out);
 }
 
 template <KvType kType>
