@@ -136,6 +136,7 @@ class HttpCall : public std::enable_shared_from_this<HttpCall> {
   void ReadHeader() {
     parser_.emplace();
     parser_->body_limit(std::numeric_limits<uint64_t>::max());  // Boost 1.74 reads "none" as 0
+    // One piece at a time: an eager parser keeps a whole chunk back until the next one begins.
     parser_->eager(false);
     http::async_read_header(*stream_, buffer_, *parser_,
                             [self = shared_from_this()](beast::error_code error, size_t bytes) {
@@ -146,7 +147,6 @@ class HttpCall : public std::enable_shared_from_this<HttpCall> {
                                 return self->Connect();
                               }
                               if (error) return self->Fail("CONNECTION LOST", error);
-                              self->parser_->eager(true);
                               self->ReadBody();
                             });
   }

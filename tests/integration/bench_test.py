@@ -11,6 +11,7 @@ import harness
 
 MODEL = harness.MODELS / "dense-gpu"
 SERVE = ("--threads", 1, "--kv-memory", "64MiB")
+PACE = 0.02  # seconds between the tokens of a paced server
 LOAD = ("--prompt-tokens", "5-30", "--output-tokens", "4-9")
 
 
@@ -51,6 +52,8 @@ class CompletionHandler(http.server.BaseHTTPRequestHandler):
         for start in range(0, len(text), 37):
             piece = text[start:start + 37].encode()
             self.wfile.write(f"{len(piece):x}\r\n".encode() + piece + b"\r\n")
+            if self.server.paced and b"choices" in piece:
+                threading.Event().wait(PACE)  # a server that takes its time, not a test that sleeps
         if lie == "cut off":
             self.close_connection = True
             return
@@ -82,10 +85,15 @@ class CompletionHandler(http.server.BaseHTTPRequestHandler):
         self.wfile.write(text.encode())
 
 
+class CompletionServer(http.server.ThreadingHTTPServer):
+    def handle_error(self, *unused):
+        pass  # a client that has seen enough hangs up
+
+
 @contextlib.contextmanager
-def openai_server(lie="", closes=False):
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), CompletionHandler)
-    server.lie, server.closes = lie, closes
+def openai_server(lie="", closes=False, paced=False):
+    server = CompletionServer(("127.0.0.1", 0), CompletionHandler)
+    server.lie, server.closes, server.paced = lie, closes, paced
     server.lock, server.bodies, server.connections = threading.Lock(), [], set()
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
@@ -119,6 +127,15 @@ class OpenAiTest(unittest.TestCase):
             self.assertTrue(all(4 <= b["max_tokens"] <= 9 for b in bodies))
             # A kept-alive connection is used again; one that the server closes is not missed.
             self.assertEqual(len(server.connections) > 3, closes)
+
+    def test_times_are_those_of_the_tokens_not_of_the_end(self):
+        with openai_server(paced=True) as server:
+            done = bench_openai(server, "-n", 3)
+        out = json.loads(done.stdout)
+        self.assertEqual(done.returncode, 0, done.stderr)
+        self.assertGreater(out["token_gap_ms"]["min"], PACE * 1e3 / 2)
+        # At least four tokens follow each other, so the first comes long before the end.
+        self.assertGreater(out["latency_ms"]["min"] - out["ttft_ms"]["max"], PACE * 1e3)
 
     def test_one_connection_a_request(self):
         with openai_server() as server:
