@@ -1,5 +1,7 @@
 #include "coordinator/cluster_service.h"
 
+#include <google/protobuf/arena.h>
+
 #include <deque>
 #include <memory>
 #include <utility>
@@ -13,6 +15,8 @@ namespace {
 
 namespace wire = cluster::v1;
 
+constexpr size_t kArenaBytes = 256 << 10;  // holds a step of a thousand sequences
+
 // One worker's stream. Keeps itself alive until OnDone; the group may hold it longer, and then its
 // Sends go nowhere.
 class WorkerStream final
@@ -24,7 +28,7 @@ class WorkerStream final
 
   void Begin() {
     self_ = shared_from_this();
-    StartRead(&incoming_);
+    ReadNext();
   }
 
   void Send(wire::ConnectResponse message) override ABSL_LOCKS_EXCLUDED(mu_) {
@@ -50,17 +54,17 @@ class WorkerStream final
       return;
     }
     if (registered_) {
-      group_.OnMessage(this, incoming_, now);
+      group_.OnMessage(this, *incoming_, now);
     } else {
       const absl::Status status = Register();
       if (!status.ok()) {
-        LogWarning("worker refused", {{"worker", incoming_.register_().worker()},
+        LogWarning("worker refused", {{"worker", incoming_->register_().worker()},
                                       {"why", std::string(status.message())}});
         Close(status);
         return;
       }
     }
-    StartRead(&incoming_);
+    ReadNext();
   }
 
   void OnWriteDone(bool ok) override ABSL_LOCKS_EXCLUDED(mu_) {
@@ -83,12 +87,19 @@ class WorkerStream final
   }
 
  private:
+  // Parsed messages live in an arena: a step's is a tree of hundreds.
+  void ReadNext() {
+    arena_.Reset();
+    incoming_ = google::protobuf::Arena::CreateMessage<wire::ConnectRequest>(&arena_);
+    StartRead(incoming_);
+  }
+
   absl::Status Register() {
-    if (!incoming_.has_register_()) {
+    if (!incoming_->has_register_()) {
       return absl::InvalidArgumentError("the first message must be Register");
     }
     registered_ = true;
-    return group_.Register(incoming_.register_(), shared_from_this());
+    return group_.Register(incoming_->register_(), shared_from_this());
   }
 
   void WriteNext() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) {
@@ -98,8 +109,11 @@ class WorkerStream final
 
   GroupClient& group_;
   std::shared_ptr<WorkerStream> self_;
-  wire::ConnectRequest incoming_;  // reader callbacks only
-  bool registered_ = false;        // reader callbacks only
+  // Reader callbacks only.
+  std::unique_ptr<char[]> arena_block_{new char[kArenaBytes]};
+  google::protobuf::Arena arena_{arena_block_.get(), kArenaBytes};
+  wire::ConnectRequest* incoming_ = nullptr;  // in the arena
+  bool registered_ = false;
 
   absl::Mutex mu_;
   std::deque<wire::ConnectResponse> outgoing_ ABSL_GUARDED_BY(mu_);  // front is being written

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <deque>
 #include <utility>
+#include <vector>
 
 #include "absl/base/thread_annotations.h"
 #include "absl/strings/str_format.h"
@@ -18,6 +19,7 @@ namespace {
 
 namespace wire = cluster::v1;
 
+constexpr size_t kMaxSpares = 16;
 constexpr int kMaxMessageBytes = 64 << 20;
 constexpr absl::Duration kDialSlice = absl::Milliseconds(100);  // how soon a stop is noticed
 
@@ -68,7 +70,10 @@ class Reactor final : public GroupStreamClient,
 
   wire::ConnectRequest TakeSpare() override {
     absl::MutexLock lock(&mu_);
-    return std::exchange(spare_, {});
+    if (spares_.empty()) return {};
+    wire::ConnectRequest spare = std::move(spares_.back());
+    spares_.pop_back();
+    return spare;
   }
 
   void ResumeReading() override {
@@ -113,7 +118,9 @@ class Reactor final : public GroupStreamClient,
   void OnWriteDone(bool ok) override {
     absl::MutexLock lock(&mu_);
     write_in_flight_ = false;
-    if (writing_.has_step_events()) spare_ = std::move(writing_);
+    if (writing_.has_step_events() && spares_.size() < kMaxSpares) {
+      spares_.push_back(std::move(writing_));
+    }
     if (ok) {
       WriteNext();
     } else {
@@ -152,8 +159,8 @@ class Reactor final : public GroupStreamClient,
 
   absl::Mutex mu_;
   std::deque<wire::ConnectRequest> queue_ ABSL_GUARDED_BY(mu_);  // oldest first
-  wire::ConnectRequest writing_;                     // gRPC's while a write is in flight
-  wire::ConnectRequest spare_ ABSL_GUARDED_BY(mu_);  // the last step's, sent
+  wire::ConnectRequest writing_;  // gRPC's while a write is in flight
+  std::vector<wire::ConnectRequest> spares_ ABSL_GUARDED_BY(mu_);  // steps that have been sent
   bool write_in_flight_ ABSL_GUARDED_BY(mu_) = false;
   bool reading_paused_ ABSL_GUARDED_BY(mu_) = false;
   bool resumed_early_ ABSL_GUARDED_BY(mu_) = false;
