@@ -69,7 +69,7 @@ EngineMetrics::EngineMetrics(prometheus::Registry& r, const Labels& labels)
           &AddGauge(r, "lapidary_requests_waiting", "Sequences in the engine's queue.", labels)),
       running_(&AddGauge(r, "lapidary_requests_running", "Sequences being computed.", labels)),
       paused_(&AddGauge(r, "lapidary_requests_paused",
-                        "Sequences put aside because their client does not read.", labels)),
+                        "Requests paused because their client does not read.", labels)),
       waiting_tokens_(&AddGauge(r, "lapidary_queued_prompt_tokens",
                                 "Tokens of the sequences in the engine's queue.", labels)),
       waiting_by_class_(AddGauges(r, "lapidary_requests_waiting_by_class",
