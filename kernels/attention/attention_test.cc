@@ -402,8 +402,8 @@ TEST(PageRotationTest, TwoTurnsMakeOne) {
   const auto frequency = RopeFrequencies(1e6, 512, 64, 1);
   PageRotation rotation(frequency);
   rotation.Cover(40);
-  rotation.Cover(70);
-  for (const int p : {0, 1, 15, 16, 17, 200, 639, 640, 1100}) {
+  rotation.Cover(16384);
+  for (const int p : {0, 1, 15, 16, 17, 200, 639, 640, 1100, 32767, 262143}) {
     const float* place = rotation.in_page() + p % 16 * 128;
     const float* begin = rotation.page_begin() + p / 16 * 128;
     for (int i = 0; i < 64; ++i) {
