@@ -300,7 +300,7 @@ absl::Status Executor::Finish(Step& step) {
     }
     Sequence& sequence = *step.sequences[want.plan_row];
     sequence.tokens.push_back(token);
-    sequence.coming.pop_front();
+    sequence.coming.erase(sequence.coming.begin());
     out.sampled.push_back(std::move(sampled[i].sampled));
   }
   return absl::OkStatus();

@@ -74,7 +74,7 @@ class Executor {
     uint32_t choice = 0;
     int32_t prompt_len = 0;
     std::vector<TokenId> tokens;  // known: prompt, then generated
-    std::deque<Coming> coming;    // those after them, oldest first
+    std::vector<Coming> coming;   // those after them, oldest first: at most one per step
     int32_t cached_len = 0;       // in the KV pages once the steps on their way have run
     std::array<std::vector<PageId>, kKvFamilies> pages;
     SamplingParams sampling;

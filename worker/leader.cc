@@ -35,7 +35,8 @@ Leader::Leader(EngineInbox& inbox, Scheduler& scheduler, PlanSender& plans, Exec
 absl::Status Leader::Run() {
   while (true) {
     // A drain ends when the last request does: paused ones are waited for.
-    const bool wait = !scheduler_.has_work() && !(draining_ && scheduler_.idle());
+    const bool wait =
+        in_flight_.empty() && !scheduler_.has_work() && !(draining_ && scheduler_.idle());
     EngineInbox::Batch batch = inbox_.Take(wait, drain_deadline_);
     if (!batch.end.ok()) return batch.end;
     if (batch.drain && !draining_) {
@@ -53,20 +54,30 @@ absl::Status Leader::Run() {
       // Cancelled without a step, or failed by the scheduler.
       for (EngineEvent& event : scheduler_.TakeEvents()) events.push_back(std::move(event));
     }
-    const bool stuck = !plan.has_value() && events.empty() && scheduler_.has_work();
+    const bool idle = !plan.has_value() && in_flight_.empty();
+    const bool stuck = idle && events.empty() && scheduler_.has_work();
     if (!events.empty()) Report(0, std::move(events));
     if (plan.has_value()) {
-      RETURN_IF_ERROR(RunStep(*plan, start));
+      RETURN_IF_ERROR(Submit(*std::move(plan), start));
+      // Room for one more: who came meanwhile need not wait for this step.
+      if (std::ssize(in_flight_) < options_.max_in_flight) continue;
+    }
+    if (!in_flight_.empty()) {
+      RETURN_IF_ERROR(CompleteOldest());
       continue;
     }
+    was_idle_ = true;
     if (asked) output_.Load(scheduler_.stats());
     if (stuck) {
       return absl::InternalError(
           absl::StrFormat("the scheduler has %d requests, nothing in flight, and plans no step",
                           scheduler_.stats().running + scheduler_.stats().waiting));
     }
-    if (draining_ && scheduler_.idle()) break;
+    if (draining_ && scheduler_.idle()) return TellFollowersToEnd();
   }
+}
+
+absl::Status Leader::TellFollowersToEnd() {
   if (!options_.has_followers) return absl::OkStatus();
   StepPlan last;
   last.epoch = options_.epoch;
@@ -98,10 +109,19 @@ void Leader::Admit(EngineInbox::Batch batch, std::vector<EngineEvent>* events) {
   for (const RequestId id : batch.cancels) scheduler_.Cancel(id);
 }
 
-absl::Status Leader::RunStep(const StepPlan& plan, double planned_at) {
+absl::Status Leader::Submit(StepPlan plan, double planned_at) {
   if (options_.has_followers) RETURN_IF_ERROR(plans_.Send(EncodePlan(plan)));
   observer_.Planned(clock_() - planned_at);
-  ASSIGN_OR_RETURN(const StepResult result, executor_.Execute(plan));
+  RETURN_IF_ERROR(executor_.Submit(plan));
+  in_flight_.push_back(std::move(plan));
+  return absl::OkStatus();
+}
+
+absl::Status Leader::CompleteOldest() {
+  ASSIGN_OR_RETURN(StepResult result, executor_.Await());
+  if (std::exchange(was_idle_, false)) result.idle_seconds = 0;  // there was nothing to compute
+  const StepPlan plan = std::move(in_flight_.front());
+  in_flight_.pop_front();
   std::vector<EngineEvent> events = scheduler_.Complete(result, clock_());
   observer_.Executed(plan, result);
   if (!events.empty()) Report(plan.step, std::move(events));
@@ -133,12 +153,24 @@ void Leader::CancelAll(std::vector<EngineEvent>* events) {
 }
 
 absl::Status RunFollower(PlanReceiver& plans, Executor& executor, StepObserver& observer) {
+  std::deque<StepPlan> in_flight;
+  // The leader sends the plan after next when it has the results of the oldest: then they are here
+  // too. So what is left on its way while this waits for a plan is one step.
+  const auto complete_down_to = [&](size_t left) -> absl::Status {
+    while (in_flight.size() > left) {
+      ASSIGN_OR_RETURN(const StepResult result, executor.Await());
+      observer.Executed(in_flight.front(), result);
+      in_flight.pop_front();
+    }
+    return absl::OkStatus();
+  };
   while (true) {
     ASSIGN_OR_RETURN(const std::string bytes, plans.Receive());
-    ASSIGN_OR_RETURN(const StepPlan plan, DecodePlan(bytes));
-    if (plan.shutdown) return absl::OkStatus();
-    ASSIGN_OR_RETURN(const StepResult result, executor.Execute(plan));
-    observer.Executed(plan, result);
+    ASSIGN_OR_RETURN(StepPlan plan, DecodePlan(bytes));
+    if (plan.shutdown) return complete_down_to(0);
+    RETURN_IF_ERROR(executor.Submit(plan));
+    in_flight.push_back(std::move(plan));
+    RETURN_IF_ERROR(complete_down_to(Executor::kMaxInFlight - 1));
   }
 }
 

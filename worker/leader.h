@@ -1,11 +1,15 @@
 // The engine thread's loop: on the leader (rank 0) plan, tell the ranks, execute, report; on the
 // others execute what they are told.
 //
-//   inbox -> Scheduler::Plan -> PlanSender -> Executor -> Scheduler::Complete -> LeaderOutput
+//   inbox -> Scheduler::Plan -> PlanSender -> Executor::Submit
+//                    Executor::Await -> Scheduler::Complete -> LeaderOutput
 //
-// Sleeps when there is nothing to compute. The scheduler's clock is read here and nowhere else.
+// With two steps in flight all of this, for the step before and for the step after, happens while
+// the device computes. Sleeps when there is nothing to compute. The scheduler's clock is read here
+// and nowhere else.
 #pragma once
 #include <cstdint>
+#include <deque>
 #include <functional>
 #include <unordered_set>
 #include <vector>
@@ -39,6 +43,7 @@ class StepObserver {
 
 struct LeaderOptions {
   bool has_followers = false;
+  int max_in_flight = 1;                            // as the scheduler was told
   absl::Duration drain_timeout = absl::Minutes(5);  // then what still runs gets UNAVAILABLE
   uint64_t epoch = 1;
 };
@@ -56,7 +61,9 @@ class Leader {
 
  private:
   void Admit(EngineInbox::Batch batch, std::vector<EngineEvent>* events);
-  absl::Status RunStep(const StepPlan& plan, double planned_at);
+  absl::Status Submit(StepPlan plan, double planned_at);
+  absl::Status CompleteOldest();
+  absl::Status TellFollowersToEnd();
   void Report(uint64_t step, std::vector<EngineEvent> events);
   void CancelAll(std::vector<EngineEvent>* events);
 
@@ -69,12 +76,15 @@ class Leader {
   const std::function<double()> clock_;
   const LeaderOptions options_;
 
+  std::deque<StepPlan> in_flight_;  // submitted and not completed, oldest first
+  bool was_idle_ = true;            // nothing was in flight, and nothing to plan
   bool draining_ = false;
   absl::Time drain_deadline_ = absl::InfiniteFuture();
   std::unordered_set<RequestId> live_;  // submitted and not reported as finished
 };
 
-// Executes plans until told to end (OK) or until something ends the group.
+// Executes plans until told to end (OK) or until something ends the group. A plan is submitted when
+// it comes, while the one before it is still computed.
 absl::Status RunFollower(PlanReceiver& plans, Executor& executor, StepObserver& observer);
 
 }  // namespace lapidary

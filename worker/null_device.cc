@@ -53,8 +53,12 @@ std::array<int64_t, kKvFamilies> PageBytes(const ModelSpec& spec, const RankShar
 
 class NullRunner final : public ModelRunner {
  public:
-  NullRunner(std::array<int64_t, kKvFamilies> page_bytes, Range vocab, absl::Duration step)
-      : page_bytes_(page_bytes), vocab_(vocab), step_(step) {
+  NullRunner(std::array<int64_t, kKvFamilies> page_bytes, Range vocab, int max_step_tokens,
+             absl::Duration step)
+      : page_bytes_(page_bytes),
+        vocab_(vocab),
+        step_(step),
+        sampled_ids_(2 * static_cast<size_t>(max_step_tokens)) {
     if (step > absl::ZeroDuration()) {
       stream_ = CreateCpuStream();
     } else {
@@ -84,6 +88,9 @@ class NullRunner final : public ModelRunner {
   LogitsView logits() const override { return LogitsView{nullptr, rows_, 0, vocab_}; }
   void EnqueueLogits(int64_t) override {}
   Stream& stream() override { return *stream_; }
+  SampledIds sampled_ids() override {
+    return {sampled_ids_.data(), static_cast<int32_t>(sampled_ids_.size() / 2)};
+  }
   ThreadTeam& team() override { return team_; }
   const std::string& resolved_arith() const override { return arith_; }
   void set_probe(Probe) override {}
@@ -92,6 +99,7 @@ class NullRunner final : public ModelRunner {
   const std::array<int64_t, kKvFamilies> page_bytes_;
   const Range vocab_;
   const absl::Duration step_;
+  std::vector<TokenId> sampled_ids_;  // nobody looks at them
   const std::string arith_ = "null";
   int64_t rows_ = 0;
   OneThread team_;
@@ -174,7 +182,8 @@ absl::StatusOr<LoadedModel> LoadNullModel(const NullDeviceOptions& options,
   model.vocab = spec.vocab;
   model.model_context = static_cast<int32_t>(std::min<int64_t>(spec.max_context, INT32_MAX));
   for (const LayerSpec& layer : spec.layers) model.window = std::max(model.window, layer.window);
-  model.runner = std::make_unique<NullRunner>(PageBytes(spec, shard), shard.vocab, options.step);
+  model.runner = std::make_unique<NullRunner>(PageBytes(spec, shard), shard.vocab,
+                                              request.options.max_step_tokens, options.step);
   model.sampler = std::make_unique<NullSampler>(std::move(tokens));
   progress(0, 0);
   return model;

@@ -150,8 +150,8 @@ WorkerMetrics::WorkerMetrics(prometheus::Registry& r, int rank, const Labels& la
       sample_seconds_(AddHistogram(r, kStepSecondsName, kStepSecondsHelp,
                                    With(labels, "part", "sample"), StepSecondsBounds())),
       gap_seconds_(AddHistogram(r, "lapidary_step_gap_seconds",
-                                "Time of the device between a step and the next, also when there "
-                                "was nothing to compute.",
+                                "Time of the device between a step and the next; on the leader "
+                                "where there was something to compute, elsewhere always.",
                                 labels, StepSecondsBounds())),
       step_rows_(AddHistogram(r, "lapidary_step_rows", "Sequences in a step.", labels, kStepRows)),
       step_tokens_(AddHistogram(r, "lapidary_step_tokens", "Tokens computed in a step.", labels,

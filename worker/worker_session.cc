@@ -304,7 +304,13 @@ absl::Status WorkerSession::ServeSteps() {
       1, static_cast<int>(std::min(assignment_.max_step_tokens(), assignment_.max_running())));
   executor_config.vocab = model_.vocab;
   Executor executor(*model_.runner, *model_.sampler, executor_config);
-  if (receiver_ != nullptr) return RunFollower(*receiver_, executor, *metrics_);
+  // Whoever waits for this rank must know of an error before the executor waits for its steps in
+  // flight, which wait for the others.
+  const auto ending = [this](absl::Status result) {
+    if (!result.ok()) EndGroup(result);
+    return result;
+  };
+  if (receiver_ != nullptr) return ending(RunFollower(*receiver_, executor, *metrics_));
 
   SchedulerConfig config;
   config.pages = kv_.pages;
@@ -314,9 +320,7 @@ absl::Status WorkerSession::ServeSteps() {
   config.max_step_tokens = static_cast<int32_t>(assignment_.max_step_tokens());
   config.max_queued = static_cast<int32_t>(assignment_.max_queued());
   config.max_queued_tokens = static_cast<int64_t>(assignment_.max_queued_tokens());
-  if (assignment_.max_in_flight() > 0) {
-    config.max_in_flight = static_cast<int32_t>(assignment_.max_in_flight());
-  }
+  config.max_in_flight = assignment_.max_in_flight() == 1 ? 1 : Executor::kMaxInFlight;
   config.step_seconds_target = assignment_.step_seconds_target();
   config.tenant_weights.insert(assignment_.tenant_weights().begin(),
                                assignment_.tenant_weights().end());
@@ -325,11 +329,12 @@ absl::Status WorkerSession::ServeSteps() {
   const std::unique_ptr<Scheduler> scheduler = Scheduler::Create(config);
   LeaderOptions options;
   options.has_followers = assignment_.size() > 1;
+  options.max_in_flight = config.max_in_flight;
   options.drain_timeout = config_.drain_timeout;
   options.epoch = epoch_;
   Leader leader(inbox_, *scheduler, *sender_, executor, *this, *metrics_, SteadySeconds, options);
   Load(scheduler->stats());
-  return leader.Run();
+  return ending(leader.Run());
 }
 
 bool WorkerSession::OnMessage(const wire::ConnectResponse& message) {

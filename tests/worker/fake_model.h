@@ -39,7 +39,8 @@ class FakeReference {
   }
   static uint32_t ContextHash(const std::vector<TokenId>& context) {
     const int32_t n = static_cast<int32_t>(context.size());
-    return Hash(context, 0) ^ Hash(context, std::max(0, n - kFakeWindow));
+    // Not a plain xor: within the window both hashes are the same.
+    return Hash(context, std::max(0, n - kFakeWindow)) * 31 ^ Hash(context, 0);
   }
   static TokenId Next(const std::vector<TokenId>& context) {
     const uint32_t hash = ContextHash(context);
@@ -172,7 +173,7 @@ class FakeModelRunner final : public ModelRunner {
             const Entry& e = At(f, table, q);
             h = FakeReference::Mix(h, static_cast<uint32_t>(e.token * 131 + e.position));
           }
-          hash ^= h;
+          hash = hash * 31 ^ h;
         }
         all.push_back(hash);
       }

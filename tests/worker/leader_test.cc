@@ -2,6 +2,7 @@
 
 #include <map>
 #include <thread>
+#include <tuple>
 
 #include "absl/synchronization/notification.h"
 #include "engine/plan_codec.h"
@@ -106,12 +107,12 @@ class NoObserver final : public StepObserver {
 // A whole group in this process: one thread per rank, as the worker processes are.
 class Group {
  public:
-  explicit Group(int size, absl::Duration drain_timeout = absl::Hours(1))
+  explicit Group(int size, absl::Duration drain_timeout = absl::Hours(1), int max_in_flight = 2)
       : comms(CreateInprocCommunicators(size)),
         channel(CreateInprocPlanChannel(size)),
         results_(size) {
     for (int r = 0; r < size; ++r) {
-      threads_.emplace_back([this, r, size, drain_timeout] {
+      threads_.emplace_back([this, r, size, drain_timeout, max_in_flight] {
         FakeModelRunner runner(*comms[r], kPages, 8);
         FakeSampler sampler(*comms[r]);
         ExecutorConfig config{
@@ -128,9 +129,11 @@ class Group {
           scheduling.max_running = 8;
           scheduling.max_step_tokens = 24;
           scheduling.max_queued = 20;
+          scheduling.max_in_flight = max_in_flight;
           const auto scheduler = Scheduler::Create(scheduling);
           LeaderOptions options;
           options.has_followers = size > 1;
+          options.max_in_flight = max_in_flight;
           options.drain_timeout = drain_timeout;
           double now = 0;
           Leader leader(
@@ -181,10 +184,11 @@ EngineRequest Request(uint64_t id, int prompt_len, int max_tokens) {
   return request;
 }
 
-class LeaderGroupTest : public testing::TestWithParam<int> {};
+// Ranks, and steps in flight.
+class LeaderGroupTest : public testing::TestWithParam<std::tuple<int, int>> {};
 
 TEST_P(LeaderGroupTest, ServesRequestsAndDrains) {
-  Group group(GetParam());
+  Group group(std::get<0>(GetParam()), absl::Hours(1), std::get<1>(GetParam()));
   for (uint64_t id = 1; id <= 12; ++id) {
     group.inbox.Submit(Request(id, static_cast<int>(1 + id * 13), 30));
   }
@@ -212,7 +216,8 @@ TEST_P(LeaderGroupTest, ServesRequestsAndDrains) {
   EXPECT_EQ(group.output.stats().pages_used, (std::array<int32_t, kKvFamilies>{0, 0}));
 }
 
-INSTANTIATE_TEST_SUITE_P(Ranks, LeaderGroupTest, testing::Values(1, 2, 4));
+INSTANTIATE_TEST_SUITE_P(Ranks, LeaderGroupTest,
+                         testing::Combine(testing::Values(1, 2, 4), testing::Values(1, 2)));
 
 TEST(Leader, RefusalsAndCancellationsEndOnce) {
   Group group(1);
@@ -256,7 +261,7 @@ TEST(Leader, APausedRequestBlocksNobodyAndGoesOnWhenResumed) {
   group.inbox.Submit(Request(2, 40, 50));
   ASSERT_TRUE(group.output.AwaitFinished(1));
   EXPECT_EQ(group.output.Get(2).finish, FinishReason::kLength);
-  EXPECT_EQ(group.output.Get(1).tokens.size(), 1u) << "nothing is computed past a pause";
+  EXPECT_LE(group.output.Get(1).tokens.size(), 2u) << "what was on its way, and nothing past it";
   group.inbox.Submit(Request(3, 5, 5));  // while there are only paused ones
   ASSERT_TRUE(group.output.AwaitFinished(2));
   group.inbox.Drain();  // waits for it
