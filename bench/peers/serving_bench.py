@@ -251,6 +251,7 @@ def main():
                         help="output tok/s of a peer on this kind of machine: NAME:STREAMS=TOKS,...")
     parser.add_argument("--json", type=pathlib.Path, help="every round's result goes here")
     args = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *unused: sys.exit("stopped"))  # servers end with us
     programs = [Lapidary]
     if args.llama_server:
         programs.append(LlamaServer)
