@@ -301,7 +301,7 @@ absl::Status Soak(const Options& options) {
         options.seed, tally.requests.load(), tally.whole.load(), tally.cancelled.load(),
         tally.late.load(), tally.refused.load(), tally.dawdled.load(), tally.tokens.load(),
         (*serve)->Metric("lapidary_preemptions_total").value_or(0),
-        (*serve)->Metric("lapidary_prefix_cache_hit_tokens_total").value_or(0));
+        (*serve)->Metric("lapidary_prefix_cache_hits_total").value_or(0));
     if (const absl::Status stopped = (*serve)->Stop(absl::Minutes(2)); !stopped.ok()) {
       tally.Problem(std::string(stopped.message()));
     }
