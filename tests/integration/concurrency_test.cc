@@ -53,6 +53,12 @@ std::vector<v1::GenerateRequest> MixedRequests(int vocab) {
   return requests;
 }
 
+void AwaitRunning(const ServeProcess& serve) {
+  const absl::Time deadline = absl::Now() + absl::Seconds(20);
+  while (serve.Metric("lapidary_requests_running").value_or(0) < 2 && absl::Now() < deadline) {
+  }
+}
+
 class ConcurrencyTest : public ::testing::TestWithParam<Shape> {};
 
 TEST_P(ConcurrencyTest, EveryStreamGetsTheTokensItGetsAlone) {
@@ -80,9 +86,15 @@ TEST_P(ConcurrencyTest, EveryStreamGetsTheTokensItGetsAlone) {
   std::vector<absl::StatusOr<Answer>> answers(kStreams, absl::UnknownError("not asked"));
   std::vector<std::thread> clients;
   for (int i = 0; i < kStreams; ++i) {
-    clients.emplace_back([&serve, &requests, &answers, i] {
+    v1::GenerateRequest request = requests[i];
+    if (GetParam().preempts) {
+      // First a night's batch takes the pages, then others come who go first.
+      if (i < kStreams / 2) request.set_priority(v1::PRIORITY_BATCH);
+      if (i == kStreams / 2) AwaitRunning(**serve);
+    }
+    clients.emplace_back([&serve, request, &answers, i] {
       const auto own = (*serve)->NewStub();
-      answers[i] = Ask(*own, requests[i]);
+      answers[i] = Ask(*own, request);
     });
   }
   for (std::thread& client : clients) client.join();
@@ -175,24 +187,25 @@ std::string Name(const ::testing::TestParamInfo<Shape>& info) { return info.para
 
 INSTANTIATE_TEST_SUITE_P(
     Models, ConcurrencyTest,
-    ::testing::Values(
-        Shape{"moe_tp2",
-              "tests/golden/models/moe-gpu",
-              512,
-              {"--tp", "2", "--threads", "1", "--compute", "bf16", "--kv-memory", "256MiB"},
-              32},
-        Shape{"ple_tp1",
-              "tests/golden/models/ple-gpu",
-              512,
-              {"--threads", "1", "--compute", "fp32", "--kv-memory", "256MiB"},
-              32},
-        // KV for a few sequences only: the others wait, or are preempted and computed again.
-        Shape{"dense_few_pages",
-              "tests/golden/models/dense-awkward",
-              211,
-              {"--threads", "1", "--compute", "fp32", "--kv-memory", "2MiB"},
-              4,
-              true}),
+    ::testing::Values(Shape{"moe_tp2",
+                            "tests/golden/models/moe-gpu",
+                            512,
+                            {"--tp", "2", "--threads", "1", "--compute", "bf16", "--kv-memory",
+                             "256MiB"},
+                            32},
+                      Shape{"ple_tp1",
+                            "tests/golden/models/ple-gpu",
+                            512,
+                            {"--threads", "1", "--compute", "fp32", "--kv-memory", "256MiB"},
+                            32},
+                      // KV for a few sequences only: the others wait, and batch work is preempted
+                      // and computed again.
+                      Shape{"dense_few_pages",
+                            "tests/golden/models/dense-awkward",
+                            211,
+                            {"--threads", "1", "--compute", "fp32", "--kv-memory", "2MiB"},
+                            4,
+                            true}),
     Name);
 
 }  // namespace
