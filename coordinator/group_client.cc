@@ -185,7 +185,14 @@ void GroupClient::OnMessage(const WorkerLink* link, const wire::ConnectRequest& 
 }
 
 StepWork GroupClient::TakeLoad(const wire::Load& load) {
-  const GroupState before = state_;
+  const auto work_so_far = [this]() ABSL_SHARED_LOCKS_REQUIRED(mu_) {
+    return StepWork{.steps = state_.steps,
+                    .tokens = state_.decode_rows + state_.prefill_tokens,
+                    .plan_seconds = state_.plan_seconds,
+                    .forward_seconds = state_.forward_seconds,
+                    .sample_seconds = state_.sample_seconds};
+  };
+  const StepWork before = work_so_far();
   state_.waiting = load.waiting();
   state_.running = load.running();
   state_.waiting_tokens = static_cast<int64_t>(load.waiting_tokens());
@@ -206,14 +213,13 @@ StepWork GroupClient::TakeLoad(const wire::Load& load) {
   state_.plan_seconds = load.step_seconds().plan();
   state_.forward_seconds = load.step_seconds().forward();
   state_.sample_seconds = load.step_seconds().sample();
-  StepWork work;
-  if (state_.steps <= before.steps) return work;
-  work.steps = state_.steps - before.steps;
-  work.tokens =
-      state_.decode_rows + state_.prefill_tokens - before.decode_rows - before.prefill_tokens;
-  work.plan_seconds = state_.plan_seconds - before.plan_seconds;
-  work.forward_seconds = state_.forward_seconds - before.forward_seconds;
-  work.sample_seconds = state_.sample_seconds - before.sample_seconds;
+  StepWork work = work_so_far();
+  if (work.steps <= before.steps) return StepWork{};
+  work.steps -= before.steps;
+  work.tokens -= before.tokens;
+  work.plan_seconds -= before.plan_seconds;
+  work.forward_seconds -= before.forward_seconds;
+  work.sample_seconds -= before.sample_seconds;
   return work;
 }
 

@@ -10,7 +10,7 @@ namespace lapidary {
 
 // What the leader computed between two of its messages.
 struct StepWork {
-  uint64_t steps = 0;   // at least 1
+  uint64_t steps = 0;   // 0: nothing
   uint64_t tokens = 0;  // of all of them, as the seconds are
   double plan_seconds = 0, forward_seconds = 0, sample_seconds = 0;
 };
