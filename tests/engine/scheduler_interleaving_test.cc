@@ -17,7 +17,7 @@ namespace {
 // What happens once in a case, besides planning and completing. `after` is the event that must have
 // happened before, -1 for none.
 struct Event {
-  enum Kind { kSubmit, kCancel, kPause, kResume } kind;
+  enum Kind { kSubmit, kCancel, kPause, kResume, kDeadline } kind;
   uint64_t id;
   int after = -1;
 };
@@ -79,7 +79,7 @@ class Path {
   void Take(int choice) {
     const bool plans = choice == 0;
     if (plans) Plan();
-    if (choice == 1) TakeEvents(scheduler_->Complete(ranks_.Complete(), 0));
+    if (choice == 1) TakeEvents(scheduler_->Complete(ranks_.Complete(), now_));
     if (choice >= 2) Happen(choice - 2);
     if (!plans) planned_nothing_ = false;
     const EngineStats stats = scheduler_->stats();
@@ -102,11 +102,10 @@ class Path {
 
  private:
   void Plan() {
-    const bool work = scheduler_->has_work();
-    std::optional<StepPlan> plan = scheduler_->Plan(0);
+    std::optional<StepPlan> plan = scheduler_->Plan(now_);
     planned_nothing_ = !plan.has_value();
     if (!plan) {
-      ASSERT_TRUE(ranks_.in_flight() > 0 || !work) << "work, and nothing planned";
+      ASSERT_TRUE(ranks_.in_flight() > 0 || !scheduler_->has_work()) << "work, and nothing planned";
       return TakeEvents(scheduler_->TakeEvents());
     }
     for (const PlanRow& row : plan->rows) sampled_rows += row.source == InputSource::kSampled;
@@ -121,7 +120,7 @@ class Path {
       case Event::kSubmit: {
         const EngineRequest& request = case_.requests.at(event.id);
         clients_[id] = ShadowClient(request, case_.config.max_context);
-        ASSERT_TRUE(scheduler_->Submit(request, 0).ok());
+        ASSERT_TRUE(scheduler_->Submit(request, now_).ok());
         break;
       }
       case Event::kCancel:
@@ -132,6 +131,9 @@ class Path {
         break;
       case Event::kResume:
         scheduler_->Resume(id);
+        break;
+      case Event::kDeadline:
+        now_ = case_.requests.at(event.id).deadline;
         break;
     }
   }
@@ -145,6 +147,7 @@ class Path {
   ShadowRanks ranks_;
   std::map<RequestId, ShadowClient> clients_;
   uint32_t done_ = 0;
+  double now_ = 1;
   bool planned_nothing_ = false;
 };
 
@@ -186,6 +189,32 @@ std::vector<Case> Cases() {
                    {{1, Request(1, 13, 21)}, {2, Request(2, 13, 21)}},
                    {a, b, {Event::kPause, 2}, {Event::kResume, 2, 2}, {Event::kCancel, 2}},
                    18});
+  // One place: the interactive request takes it from the batch request, wherever that is.
+  SchedulerConfig one_place = config;
+  one_place.max_running = 1;
+  EngineRequest batch = Request(1, 3, 3);
+  batch.priority = Priority::kBatch;
+  cases.push_back({"PreemptBatch",
+                   one_place,
+                   {{1, batch}, {2, Request(2, 3, 1)}},
+                   {a, b, {Event::kCancel, 1}}});
+  cases.push_back({"PreemptBatchPaused",
+                   one_place,
+                   {{1, batch}, {2, Request(2, 2, 1)}},
+                   {a, {Event::kSubmit, 2, 0}, {Event::kPause, 1, 1}, {Event::kResume, 1, 2}}});
+  EngineRequest late = Request(1, 3, 4, 3);
+  late.deadline = 10;
+  cases.push_back(
+      {"Deadline", config, {{1, late}, {2, Request(2, 2, 2)}}, {a, b, {Event::kDeadline, 1}}});
+  cases.push_back({"DeadlinePause",
+                   config,
+                   {{1, late}},
+                   {a, {Event::kDeadline, 1}, {Event::kPause, 1, 0}, {Event::kResume, 1, 2}}});
+  // Four pages: while the first is paused, the second may take its pages, or may not need them.
+  cases.push_back({"PauseTaken",
+                   tight,
+                   {{1, Request(1, 17, 2)}, {2, Request(2, 33, 2)}},
+                   {a, {Event::kPause, 1, 0}, {Event::kResume, 1, 1}, {Event::kSubmit, 2, 1}}});
   SchedulerConfig sliding = config;
   sliding.pages = {2, 3};
   sliding.window = 4;
