@@ -79,6 +79,14 @@ void KvManager::Release(int family, PageId page, bool passed_over) {
   }
 }
 
+int32_t KvManager::SharedGlobalPages(const SequencePages& pages) const {
+  const std::vector<PageId>& table = pages.table[kGlobal];
+  // Who reads a block reads those before it: the shared pages come first.
+  const auto end = std::partition_point(
+      table.begin(), table.end(), [&](PageId page) { return pools_[kGlobal].readers(page) > 1; });
+  return static_cast<int32_t>(end - table.begin());
+}
+
 int32_t KvManager::Attach(SequencePages& pages, std::string_view key,
                           std::span<const TokenId> tokens, int32_t limit) {
   LAPIDARY_CHECK(pages.table[kSliding].empty() && pages.table[kGlobal].empty());

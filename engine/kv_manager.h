@@ -74,6 +74,9 @@ class KvManager {
   const PagePool& pool(KvFamily family) const { return pools_[static_cast<int>(family)]; }
   // Pages that a sequence can get: free or cached.
   int32_t available(KvFamily family) const { return pool(family).available(); }
+  // How many global pages at a sequence's beginning others read too. Exact but where two computed
+  // the same block and only one copy is shared: then perhaps a few too many.
+  int32_t SharedGlobalPages(const SequencePages& pages) const;
   int64_t evicted_pages() const { return cache_ ? cache_->evicted_pages() : 0; }
   bool has_prefix_cache() const { return cache_.has_value(); }
 

@@ -36,8 +36,8 @@ int32_t LargestKvLen(int32_t total_len, int32_t end_len) {
   return std::max(total_len, end_len - 1);
 }
 
-void LookAhead::Add(int32_t len, int32_t end_len, int32_t sliding_held) {
-  const Future future = {end_len - len, len};
+void LookAhead::Add(int32_t len, int32_t end_len, int32_t sliding_held, int32_t shared_global) {
+  const Future future = {end_len - len, len - shared_global * kPageTokens};
   if (sorted_ == futures_.size() && sorted_ > 0) {  // one more: keep them sorted
     futures_.insert(std::upper_bound(futures_.begin(), futures_.end(), future), future);
     ++sorted_;

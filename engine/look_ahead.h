@@ -51,8 +51,9 @@ class LookAhead {
   LookAhead(const KvManager& kv, int32_t lag) : kv_(kv), lag_(lag) {}
 
   // A request that now has `len` tokens to hold KV for and at its end `end_len` >= len. It holds
-  // `sliding_held` sliding pages, which a long chunk makes more than a window needs.
-  void Add(int32_t len, int32_t end_len, int32_t sliding_held);
+  // `sliding_held` sliding pages, which a long chunk makes more than a window needs. Of its global
+  // pages the first `shared_global` are counted elsewhere (AddFixed): others read them too.
+  void Add(int32_t len, int32_t end_len, int32_t sliding_held, int32_t shared_global = 0);
   // Pages that never come back during the time looked at.
   void AddFixed(int family, int32_t pages) { fixed_[family] += pages; }
 

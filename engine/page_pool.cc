@@ -33,13 +33,15 @@ PageId PagePool::Allocate() {
 void PagePool::AddReader(PageId id) {
   Page& page = At(id);
   LAPIDARY_CHECK(page.list != &free_);
-  if (page.readers++ == 0) MoveToFront(page, used_);
+  if (++page.readers == 1) MoveToFront(page, used_);
+  if (page.readers == 2) ++shared_;
 }
 
 void PagePool::Release(PageId id, Evict evict) {
   Page& page = At(id);
   LAPIDARY_CHECK(page.readers > 0);
-  if (--page.readers > 0) return;
+  if (--page.readers == 1) --shared_;
+  if (page.readers > 0) return;
   if (!page.named) {
     MoveToFront(page, free_);
   } else {

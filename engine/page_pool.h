@@ -47,6 +47,7 @@ class PagePool {
   int32_t used() const { return static_cast<int32_t>(used_.size()); }
   int32_t cached() const { return static_cast<int32_t>(sooner_.size() + later_.size()); }
   int32_t available() const { return free() + cached(); }  // to a sequence that needs pages
+  int32_t shared() const { return shared_; }               // with more than one reader
 
   PageId Allocate();            // one must be free; it gets its first reader
   void AddReader(PageId page);  // used or cached
@@ -77,6 +78,7 @@ class PagePool {
   std::vector<Page> pages_;
   List free_;  // a stack: the last freed, still warm in a processor's cache, goes first
   List used_;
+  int32_t shared_ = 0;
   List sooner_, later_;  // cached: the one released longest ago is at the front
 };
 

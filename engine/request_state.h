@@ -37,7 +37,8 @@ struct RequestState {
   double deadline = 0;        // 0: none
   double queue_seconds = -1;  // until its first row; reported once
   bool queue_reported = false;
-  int32_t cached_tokens = 0;  // of the prompt, found by the first row; reported with it
+  int32_t cached_tokens = 0;     // of the prompt, found by the first row; reported with it
+  uint64_t look_again_step = 0;  // waits: not asked before whether its prefix gives it room
 
   RequestPhase phase = RequestPhase::kWaiting;
   Rank rank = {};             // from its first admission on

@@ -9,6 +9,10 @@
 
 namespace lapidary {
 
+namespace {
+constexpr int kGlobal = static_cast<int>(KvFamily::kGlobal);
+}  // namespace
+
 std::optional<StepPlan> TokenBudgetScheduler::Plan(double now) {
   EndLate(now);
   if (static_cast<int32_t>(in_flight_.size()) >= config_.max_in_flight) return std::nullopt;
@@ -187,7 +191,7 @@ void TokenBudgetScheduler::Admit(Draft& draft) {
     if (room) {
       if (!ahead) ahead.emplace(Foresee(Leaving::kHold, Priority::kBatch));
       AddTo(*ahead, *next);
-      room = ahead->Fits();
+      room = ahead->Fits() || FitsWithPrefix(*next, ahead);
     }
     if (!room) {
       ahead.reset();
@@ -249,6 +253,23 @@ void TokenBudgetScheduler::StartRunning(RequestState& request) {
   ++running_of_[static_cast<int>(request.priority)];
 }
 
+// Whether a request that has no room for itself has some when it shares the pages that running ones
+// hold of its prefix. Then it holds them too.
+bool TokenBudgetScheduler::FitsWithPrefix(RequestState& next, std::optional<LookAhead>& ahead) {
+  if (!config_.prefix_cache || next.holds_pages() || next_step_ < next.look_again_step)
+    return false;
+  AttachPrefix(next);
+  if (kv_.SharedGlobalPages(next.pages) > 0) {
+    ahead.emplace(Foresee(Leaving::kHold, Priority::kBatch));
+    AddTo(*ahead, next);
+    if (ahead->Fits()) return true;
+  }
+  kv_.FreeAll(next.pages);
+  next.computed_len = next.scheduled_len = 0;
+  next.look_again_step = next_step_ + kPageTokens;  // a look takes as long as its prefix is
+  return false;
+}
+
 // Begins a request that holds no pages behind the longest prefix that is known.
 void TokenBudgetScheduler::AttachPrefix(RequestState& request) {
   if (request.holds_pages()) return;
@@ -273,7 +294,10 @@ LookAhead TokenBudgetScheduler::Foresee(Leaving leaving, Priority last) const {
     for (KvFamily family : {KvFamily::kSliding, KvFamily::kGlobal}) {
       ahead.AddFixed(static_cast<int>(family), request.pages.live(family));
     }
+    ahead.AddFixed(kGlobal, -kv_.SharedGlobalPages(request.pages));
   };
+  // Once, and until the last of their readers ends: nobody knows here who that is.
+  ahead.AddFixed(kGlobal, kv_.pool(KvFamily::kGlobal).shared());
   for (const RequestState* request : retiring_) hold(*request);
   for (const auto& entry : running_) {
     const RequestState& request = *entry.second;
@@ -293,7 +317,8 @@ void TokenBudgetScheduler::AddTo(LookAhead& ahead, const RequestState& request) 
   const int32_t len = std::max(total_len, request.scheduled_len);
   const int32_t end_len = first ? LargestKvLen(total_len, request.end_len)
                                 : share.ExpectedKvLen(total_len, request.end_len);
-  ahead.Add(len, std::max(len, end_len), request.pages.live(KvFamily::kSliding));
+  ahead.Add(len, std::max(len, end_len), request.pages.live(KvFamily::kSliding),
+            kv_.SharedGlobalPages(request.pages));
 }
 
 }  // namespace lapidary

@@ -79,6 +79,7 @@ class TokenBudgetScheduler final : public Scheduler {
   RequestState* NextToAdmit();
   bool MakeWayFor(const RequestState& next);
   void StartRunning(RequestState& request);
+  bool FitsWithPrefix(RequestState& next, std::optional<LookAhead>& ahead);
   void AttachPrefix(RequestState& request);
   void CountCached(RequestState& request, int32_t start);
   enum class Leaving { kHold, kGone };

@@ -77,6 +77,15 @@ TEST(LookAhead, CountsSlidingPagesThatALongChunkHolds) {
   EXPECT_EQ(ahead.Peak()[0], 7 + 2);
 }
 
+TEST(LookAhead, CountsSharedPagesOnce) {
+  const KvManager kv({0, 50}, 0);
+  LookAhead ahead(kv, 0);
+  ahead.AddFixed(1, 5);       // 80 tokens that both begin with
+  ahead.Add(100, 120, 0, 5);  // 7, at its end 8 pages
+  ahead.Add(90, 140, 0, 5);   // 6, at its end 9 pages, and 7 when the other one ends
+  EXPECT_EQ(ahead.Peak()[1], 5 + 3 + 2);
+}
+
 TEST(OutputShare, LearnsFromWhatEnds) {
   OutputShare share(1);
   EXPECT_EQ(share.share(), 1);

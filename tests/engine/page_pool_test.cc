@@ -25,7 +25,12 @@ TEST(PagePool, AnUnnamedPageIsFreeAfterItsLastReader) {
   const PageId page = pool.Allocate();
   pool.AddReader(page);
   EXPECT_EQ(pool.readers(page), 2);
+  EXPECT_EQ(pool.shared(), 1);
+  pool.AddReader(page);
+  EXPECT_EQ(pool.shared(), 1);
   pool.Release(page);
+  pool.Release(page);
+  EXPECT_EQ(pool.shared(), 0);
   EXPECT_EQ(pool.used(), 1);
   pool.Release(page);
   EXPECT_EQ(pool.free(), 1);
