@@ -118,7 +118,7 @@ class FileCheckpoint final : public Checkpoint {
                      .bytes = tensor.bytes});
     }
     std::erase_if(raw, [](const RawTensor& t) { return t.canonical == "rope_freqs.weight"; });
-    return Adopt(std::move(raw));
+    return Adopt(raw);
   }
 
   // `weights_folder` empty: the config alone.
@@ -141,12 +141,12 @@ class FileCheckpoint final : public Checkpoint {
           config_path, config.quantization));
     }
     for (RawTensor& tensor : raw) tensor.canonical = StripPrefix(tensor.name);
-    return Adopt(std::move(raw));
+    return Adopt(raw);
   }
 
  private:
   // Sorts the stored tensors into used, unused and wrong.
-  absl::Status Adopt(std::vector<RawTensor> raw) {
+  absl::Status Adopt(const std::vector<RawTensor>& raw) {
     MismatchTable wrong;
     absl::flat_hash_map<std::string_view, const RawTensor*> stored;
     for (const RawTensor& tensor : raw) {

@@ -11,6 +11,7 @@
 #include <utility>
 
 #include "absl/strings/match.h"
+#include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "absl/strings/str_join.h"
 #include "common/status_macros.h"
@@ -131,7 +132,8 @@ absl::Status ReadIndexed(const std::string& folder, std::vector<std::unique_ptr<
     names_by_file[file_name].push_back(name);
   }
   for (const auto& [file_name, names] : names_by_file) {
-    ASSIGN_OR_RETURN(std::unique_ptr<MappedFile> file, MappedFile::Open(folder + "/" + file_name));
+    ASSIGN_OR_RETURN(std::unique_ptr<MappedFile> file,
+                     MappedFile::Open(absl::StrCat(folder, "/", file_name)));
     const size_t first = tensors->size();
     RETURN_IF_ERROR(ReadSafetensors(*file, tensors));
     std::set<std::string_view> stored;

@@ -10,7 +10,7 @@ struct StrongId {
   using Value = Int;
   Int value = 0;
 
-  friend constexpr auto operator<=>(StrongId, StrongId) = default;
+  friend constexpr auto operator<=>(StrongId, StrongId) = default;  // NOLINT(modernize-use-nullptr)
   template <class H>
   friend H AbslHashValue(H h, StrongId id) {
     return H::combine(std::move(h), id.value);

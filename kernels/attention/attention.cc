@@ -137,7 +137,7 @@ TileTask MakeTask(const AttentionParams& params, const AttentionSequence& sequen
 
 TileScratch& ThreadScratch() {
   thread_local std::unique_ptr<TileScratch> scratch = std::make_unique<TileScratch>();
-  return *scratch;
+  return *scratch;  // NOLINT(clang-analyzer-cplusplus.NewDelete): it lives as long as its thread
 }
 
 // Of the calling thread, kept from call to call.

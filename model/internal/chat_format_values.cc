@@ -193,7 +193,7 @@ std::u32string SortKey(std::string_view text) {
   std::u32string key;
   while (!text.empty()) {
     const int length = std::max(1, Utf8Length(text));
-    key += LowerCodePoint(CodePoint(text.substr(0, length)));
+    key += static_cast<char32_t>(LowerCodePoint(CodePoint(text.substr(0, length))));
     text.remove_prefix(length);
   }
   return key;

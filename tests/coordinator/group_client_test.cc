@@ -206,7 +206,7 @@ TEST_F(GroupClientTest, EventsGoToTheirRequestUntilItEnds) {
   const auto one = std::make_shared<FakeSink>(), two = std::make_shared<FakeSink>();
   ASSERT_TRUE(group_.Submit({SubmitOf(1)}, one).ok());
   ASSERT_TRUE(group_.Submit({SubmitOf(2)}, two).ok());
-  const auto step = [&](std::vector<std::pair<uint64_t, wire::Finish>> events,
+  const auto step = [&](const std::vector<std::pair<uint64_t, wire::Finish>>& events,
                         const FakeLink& from) {
     wire::ConnectRequest message = Message();
     for (const auto& [id, finish] : events) {

@@ -28,7 +28,7 @@ Recorded Load(DType dtype) {
   if (recorded.bytes.size() < 4) return recorded;
   std::memcpy(&elements, recorded.bytes.data(), 4);
   const size_t block_bytes =
-      static_cast<size_t>(elements / Info(dtype).block_elements * Info(dtype).block_bytes);
+      static_cast<size_t>(elements / Info(dtype).block_elements) * Info(dtype).block_bytes;
   recorded.blocks = reinterpret_cast<const uint8_t*>(recorded.bytes.data()) + 4;
   recorded.values.resize(static_cast<size_t>(elements));
   if (recorded.bytes.size() == 4 + block_bytes + recorded.values.size() * 4) {
