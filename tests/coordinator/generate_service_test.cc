@@ -405,7 +405,7 @@ TEST_F(GenerateTest, OneChoiceRefusedEndsTheOthers) {
 class UnreadStream {
  public:
   UnreadStream(int port, const v1::GenerateRequest& request) {
-    context_.set_deadline(absl::ToChronoTime(absl::Now() + absl::Seconds(20)));
+    context_.set_deadline(absl::ToChronoTime(absl::Now() + absl::Seconds(90)));
     grpc::ChannelArguments arguments;
     arguments.SetInt(GRPC_ARG_USE_LOCAL_SUBCHANNEL_POOL, 1);
     stub_ = v1::LapidaryService::NewStub(grpc::CreateCustomChannel(
@@ -447,10 +447,9 @@ class SlowReaderTest : public CoordinatorTest {
  protected:
   // Feeds tokens 10, 11, ... (then anew from 10) until the request is paused.
   void FeedUntilPaused(uint64_t id) {
-    const absl::Time give_up = absl::Now() + absl::Seconds(10);
-    while (Metric(kPaused) < 1 && absl::Now() < give_up) {
-      for (int i = 0; i < 20; ++i) Feed(id);  // 60 KB: far from a flood
-    }
+    // One at a time: what pauses is then the full connection, not a writer that lags.
+    const absl::Time give_up = absl::Now() + absl::Seconds(60);
+    while (Metric(kPaused) < 1 && absl::Now() < give_up) Feed(id);
     const auto change = leader().AwaitPauseChange();
     ASSERT_TRUE(change);
     EXPECT_EQ(*change, std::make_pair(id, true));

@@ -189,10 +189,12 @@ TEST_P(KvTest, StaysNearSplitPages) {
   const auto checkpoint = FillToy(ToyB());
   const auto ids = Ids(60, 13);
   for (const int ranks : {1, 2}) {
-    ForwardHarness exact(*checkpoint, ranks, Options(compute, "split", "auto"));
-    // The arithmetic is pinned: "auto" is timed, and may differ.
+    // The arithmetic is pinned: "auto" is timed, and may differ from load to load.
+    RunnerOptions split = Options(compute, "split", "auto");
+    split.arith = ForwardHarness(*checkpoint, 1, split).runner(0).resolved_arith();
     RunnerOptions options = Options(compute, format, type);
-    options.arith = exact.runner(0).resolved_arith();
+    options.arith = split.arith;
+    ForwardHarness exact(*checkpoint, ranks, split);
     ForwardHarness other(*checkpoint, ranks, options);
     const auto expected = exact.Whole(ids), got = other.Whole(ids);
     double total = 0;
