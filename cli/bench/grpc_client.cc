@@ -16,7 +16,8 @@ namespace {
 // microseconds, while the callback API would add a hop between threads to each.
 class GrpcBenchClient final : public BenchClient {
  public:
-  GrpcBenchClient(const AskOptions& options, std::vector<std::shared_ptr<grpc::Channel>> channels)
+  GrpcBenchClient(const AskOptions& options,
+                  const std::vector<std::shared_ptr<grpc::Channel>>& channels)
       : options_(options) {
     for (const auto& channel : channels) stubs_.push_back(v1::LapidaryService::NewStub(channel));
   }
@@ -181,7 +182,7 @@ absl::StatusOr<std::unique_ptr<BenchClient>> ConnectGrpcBenchClient(const std::s
           "no Lapidary server answers at %s (is `lapidary serve` running there?)", address));
     }
   }
-  return std::unique_ptr<BenchClient>(new GrpcBenchClient(options, std::move(channels)));
+  return std::unique_ptr<BenchClient>(new GrpcBenchClient(options, channels));
 }
 
 }  // namespace lapidary

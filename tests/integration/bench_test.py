@@ -15,6 +15,10 @@ PACE = 0.02  # seconds between the tokens of a paced server
 LOAD = ("--prompt-tokens", "5-30", "--output-tokens", "4-9")
 
 
+def setUpModule():
+    signal.signal(signal.SIGPIPE, signal.SIG_IGN)  # ours is a server here: a client may hang up
+
+
 class CompletionHandler(http.server.BaseHTTPRequestHandler):
     """Streams as many words as it is asked for, in chunks cut at awkward places.
 
