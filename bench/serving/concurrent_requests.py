@@ -59,6 +59,7 @@ def main():
     parser.add_argument("--streams", type=int, default=256)
     parser.add_argument("--prompt-tokens", type=int, default=600)
     parser.add_argument("--output-tokens", type=int, default=64)
+    parser.add_argument("--verify", type=int, help="how many to ask for again, alone; default: all")
     parser.add_argument("--window", type=int, default=512, help="of the model's sliding layers")
     parser.add_argument("--step-tokens", type=int, default=512)
     parser.add_argument("--kv-memory", default="6GiB")
@@ -89,7 +90,8 @@ def main():
             again = subprocess.run(
                 [args.lapidary, "bench", "--server", grpc, "-c", str(args.streams), "-n",
                  str(args.streams), "--prompt-tokens", str(args.prompt_tokens), "--output-tokens",
-                 str(args.output_tokens), "--timeout", "3000", "--verify", str(args.streams), "--json"],
+                 str(args.output_tokens), "--timeout", "3000", "--verify",
+                 str(args.streams if args.verify is None else args.verify), "--json"],
                 stdout=subprocess.PIPE, text=True)
             watcher.stop.set()
         finally:
