@@ -55,7 +55,10 @@ class Terminal:
 
     def __init__(self, *args):
         self.output = ""
-        self.pid, self.master = pty.fork()
+        try:
+            self.pid, self.master = pty.fork()
+        except OSError as why:  # a container without /dev/pts
+            raise unittest.SkipTest(f"no pseudo terminal here: {why}")
         if self.pid == 0:
             os.execv(harness.BINARY, [harness.BINARY, *map(str, args)])
         self.reader = threading.Thread(target=self._read)
