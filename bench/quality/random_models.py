@@ -41,7 +41,8 @@ def draw(rng: random.Random, index: int) -> Fixture:
     # Gemma's layer patterns; often with sliding layers after the last global one.
     pattern = "".join(rng.choice(["SF", "SSF", "SSSF"]) for _ in range(2)) + rng.choice(["", "S", "SS"])
     common = dict(
-        vocab_size=rng.randrange(130, 400), hidden_size=2 * rng.randrange(20, 45),
+        vocab_size=rng.randrange(130, 400), # transformers wants a multiple of the heads
+        hidden_size=2 * heads * rng.randrange(max(1, 20 // heads), max(2, 45 // heads) + 1),
         intermediate_size=rng.randrange(30, 90), num_attention_heads=heads,
         num_key_value_heads=kv_heads, head_dim=2 * rng.randrange(6, 20),
         sliding_window=rng.randrange(3, 40))
