@@ -31,12 +31,6 @@ struct Rank {
   Executor executor;
 };
 
-std::vector<TokenId> Prompt(int seed, int length) {
-  std::vector<TokenId> tokens;
-  for (int i = 0; i < length; ++i) tokens.push_back((seed * 31 + i * 7 + i * i) % kFakeVocab);
-  return tokens;
-}
-
 EngineRequest Request(uint64_t id, std::vector<TokenId> prompt, int max_tokens) {
   EngineRequest request;
   request.sequence.id = RequestId{id};

@@ -269,4 +269,11 @@ class FakeSampler final : public Sampler {
   Communicator& comm_;
 };
 
+// A prompt that differs from seed to seed.
+inline std::vector<TokenId> Prompt(int seed, int length) {
+  std::vector<TokenId> tokens;
+  for (int i = 0; i < length; ++i) tokens.push_back((seed * 31 + i * 7 + i * i) % kFakeVocab);
+  return tokens;
+}
+
 }  // namespace lapidary

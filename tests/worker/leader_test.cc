@@ -168,12 +168,6 @@ class Group {
   std::vector<std::thread> threads_;
 };
 
-std::vector<TokenId> Prompt(int seed, int length) {
-  std::vector<TokenId> tokens;
-  for (int i = 0; i < length; ++i) tokens.push_back((seed * 31 + i * 7 + i * i) % kFakeVocab);
-  return tokens;
-}
-
 EngineRequest Request(uint64_t id, int prompt_len, int max_tokens) {
   EngineRequest request;
   request.sequence.id = RequestId{id};
