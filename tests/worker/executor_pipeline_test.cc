@@ -45,16 +45,6 @@ struct Rank {
   Executor executor;
 };
 
-EngineRequest Request(uint64_t id, int prompt_len, int max_tokens) {
-  EngineRequest request;
-  request.sequence.id = RequestId{id};
-  request.sequence.tokens = Prompt(static_cast<int>(id), prompt_len);
-  request.sequence.prompt_len = prompt_len;
-  request.sequence.sampling.temperature = 0;
-  request.sequence.sampling.max_tokens = max_tokens;
-  return request;
-}
-
 SchedulerConfig Config(int max_in_flight, int max_step_tokens = 24) {
   SchedulerConfig config;
   config.pages = kPages;

@@ -12,6 +12,7 @@
 #include <utility>
 #include <vector>
 
+#include "engine/scheduler.h"
 #include "worker/model_runner.h"
 #include "worker/sampler.h"
 
@@ -274,6 +275,17 @@ inline std::vector<TokenId> Prompt(int seed, int length) {
   std::vector<TokenId> tokens;
   for (int i = 0; i < length; ++i) tokens.push_back((seed * 31 + i * 7 + i * i) % kFakeVocab);
   return tokens;
+}
+
+// Greedy, on the prompt of its id.
+inline EngineRequest Request(uint64_t id, int prompt_len, int max_tokens) {
+  EngineRequest request;
+  request.sequence.id = RequestId{id};
+  request.sequence.tokens = Prompt(static_cast<int>(id), prompt_len);
+  request.sequence.prompt_len = prompt_len;
+  request.sequence.sampling.temperature = 0;
+  request.sequence.sampling.max_tokens = max_tokens;
+  return request;
 }
 
 }  // namespace lapidary

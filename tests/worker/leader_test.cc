@@ -168,16 +168,6 @@ class Group {
   std::vector<std::thread> threads_;
 };
 
-EngineRequest Request(uint64_t id, int prompt_len, int max_tokens) {
-  EngineRequest request;
-  request.sequence.id = RequestId{id};
-  request.sequence.tokens = Prompt(static_cast<int>(id), prompt_len);
-  request.sequence.prompt_len = prompt_len;
-  request.sequence.sampling.temperature = 0;
-  request.sequence.sampling.max_tokens = max_tokens;
-  return request;
-}
-
 // Ranks, and steps in flight.
 class LeaderGroupTest : public testing::TestWithParam<std::tuple<int, int>> {};
 
