@@ -29,8 +29,8 @@ struct EngineFlags {
   std::string kv_format = "auto";       // auto, split, folded, single
   std::string kv_type = "auto";         // auto, int8
   bool prefix_cache = true;
-  int max_in_flight = 0;           // steps submitted and not completed, 1 or 2; 0: the worker's
-  double step_time_target_ms = 0;  // prompt chunks are cut for it; 0: by max_step_tokens alone
+  int max_in_flight = 0;             // steps submitted and not completed, 1 or 2; 0: the worker's
+  double step_time_target_ms = 100;  // prompt chunks are cut for it; 0: by max_step_tokens alone
   std::map<std::string, double> tenant_weights;  // 1 for those not named
 };
 
