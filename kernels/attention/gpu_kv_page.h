@@ -1,0 +1,105 @@
+// How the keys and values of one layer and one kv head lie in a GPU's page of 16 tokens: one tile
+// that a block brings in with a single linear copy.
+//
+//   tile    [16 tokens][row_columns()]   columns [0, value_columns()): v in its own order; behind
+//                                        them the key columns
+//   scales  [16] of keys, [16] of values, fp32, e4m3 only: number = code * scale
+//
+//   kSplit   key column c is k[c]
+//   kFolded  v alone gives the keys that do not turn (k = RoPE(w_k * v)); the key columns are those
+//            of k that do: pairs() first columns (0 ...), padded to 16, then pairs() second ones
+//            (head_dim / 2 ...), padded to 16
+//
+// The 16-byte chunks of a row are stored swizzled: chunk c of token row r at c ^ (r % 8), so that a
+// linear copy of the tile can be read by ldmatrix without bank conflicts. That asks for rows of a
+// multiple of 128 bytes: v and key areas are padded to that (zeros).
+//
+// A score is a product of score_columns() numbers: every key column, and in kFolded also the
+// columns of v that do not turn, with w_k in the query. The query is packed to match (PackedQuery):
+// blocks of 16 columns in the order of ScoreBlock(); columns that take no part hold zeros.
+//
+// Plain host and device code: decided here, tested here, so that kernels only load and multiply.
+#pragma once
+#include <cstdint>
+
+#include "common/base/dtype.h"
+
+#if defined(__CUDACC__)
+#define LAPIDARY_HOST_DEVICE __host__ __device__ constexpr
+#else
+#define LAPIDARY_HOST_DEVICE constexpr
+#endif
+
+namespace lapidary {
+
+enum class GpuKvType : uint8_t { kBf16, kE4m3 };
+
+struct GpuKvLayout {
+  GpuKvType type = GpuKvType::kBf16;
+  KvFormat format = KvFormat::kSplit;  // kSplit or kFolded
+  int head_dim = 0;                    // even
+  int rotated_pairs = 0;               // kFolded: columns i and i + head_dim / 2 turn, i < pairs
+
+  LAPIDARY_HOST_DEVICE int element_bytes() const { return type == GpuKvType::kBf16 ? 2 : 1; }
+  LAPIDARY_HOST_DEVICE int pad() const { return 128 / element_bytes(); }  // elements
+  LAPIDARY_HOST_DEVICE int value_columns() const { return (head_dim + pad() - 1) / pad() * pad(); }
+  LAPIDARY_HOST_DEVICE int padded_pairs() const { return (rotated_pairs + 15) / 16 * 16; }
+  LAPIDARY_HOST_DEVICE int key_columns() const {
+    const int used = format == KvFormat::kSplit ? head_dim : 2 * padded_pairs();
+    return (used + pad() - 1) / pad() * pad();
+  }
+  LAPIDARY_HOST_DEVICE int row_columns() const { return value_columns() + key_columns(); }
+  LAPIDARY_HOST_DEVICE int row_bytes() const { return row_columns() * element_bytes(); }
+  LAPIDARY_HOST_DEVICE int tile_bytes() const { return kPageTokens * row_bytes(); }
+  LAPIDARY_HOST_DEVICE int scale_bytes() const {
+    return type == GpuKvType::kBf16 ? 0 : 2 * kPageTokens * 4;
+  }
+  // Of one kv head: a multiple of 128.
+  LAPIDARY_HOST_DEVICE int head_bytes() const { return tile_bytes() + scale_bytes(); }
+
+  // Byte of the 16-byte chunk `chunk` of a token's row inside the tile.
+  LAPIDARY_HOST_DEVICE int ChunkOffset(int token, int chunk) const {
+    return token * row_bytes() + (chunk ^ (token & 7)) * 16;
+  }
+
+  // Blocks of 16 columns that a score runs over.
+  LAPIDARY_HOST_DEVICE int key_blocks() const {
+    return format == KvFormat::kSplit ? (head_dim + 15) / 16 : 2 * padded_pairs() / 16;
+  }
+  // kFolded: blocks of v with a column that does not turn: all but those that turn entirely.
+  LAPIDARY_HOST_DEVICE bool ValueBlockIsPlain(int block) const {
+    const int half = head_dim / 2, begin = 16 * block, end = begin + 16;
+    const bool in_first = end <= rotated_pairs;
+    const bool in_second = begin >= half && end <= half + rotated_pairs;
+    return begin < head_dim && !in_first && !in_second;
+  }
+  LAPIDARY_HOST_DEVICE int value_blocks() const {
+    if (format == KvFormat::kSplit) return 0;
+    int n = 0;
+    for (int b = 0; 16 * b < head_dim; ++b) n += ValueBlockIsPlain(b) ? 1 : 0;
+    return n;
+  }
+  LAPIDARY_HOST_DEVICE int score_blocks() const { return value_blocks() + key_blocks(); }
+  LAPIDARY_HOST_DEVICE int score_columns() const { return 16 * score_blocks(); }
+  // First column, in the row, of the i-th block of a score: plain value blocks, then key blocks.
+  LAPIDARY_HOST_DEVICE int ScoreBlock(int i) const {
+    const int values = value_blocks();
+    if (i >= values) return value_columns() + 16 * (i - values);
+    for (int b = 0;; ++b) {
+      if (ValueBlockIsPlain(b) && i-- == 0) return 16 * b;
+    }
+  }
+  // Where column c of a rotated query goes in the packed query, or -1 - place when it is to be
+  // multiplied by w_k[c] *before* it is put there (it meets v).
+  LAPIDARY_HOST_DEVICE int QueryPlace(int c) const {
+    if (format == KvFormat::kSplit) return c;
+    const int half = head_dim / 2, keys = 16 * value_blocks();
+    if (c < rotated_pairs) return keys + c;
+    if (c >= half && c < half + rotated_pairs) return keys + padded_pairs() + c - half;
+    int place = 0;
+    for (int b = 0; b < c / 16; ++b) place += ValueBlockIsPlain(b) ? 16 : 0;
+    return -1 - (place + c % 16);
+  }
+};
+
+}  // namespace lapidary
