@@ -1,5 +1,6 @@
 // What a device must be able to do for a step: about fifteen fused operations, enqueued on its
-// stream in order. GemmaForward is written over this alone; the CPU implements it here, CUDA next.
+// stream in order. GemmaForward is written over this alone; the CPU (cpu_backend) and CUDA (cuda/)
+// implement it.
 //
 // Arguments are the device's: activations, weight handles, a batch descriptor. Nothing is read back
 // on the host in the middle of a step. Rules of an implementation:
@@ -23,8 +24,18 @@
 
 namespace lapidary {
 
-// Rows of numbers on the device: [max rows, width], packed. The element type is the backend's; it
-// is fp32 where `reduced` was asked for (sums over ranks) and on the CPU always.
+// What an activation is for: a backend may hold each kind in another type, or padded.
+enum class ActivationRole : uint8_t {
+  kStream,    // the residual stream: fp32
+  kQkv,       // the qkv product
+  kAttended,  // input of the output product
+  kSummand,   // a rank's summand, reduced over ranks
+  kPle,       // per-layer embeddings of the step's tokens
+  kHidden,    // input of the head
+  kLogits,    // fp32
+};
+
+// Rows of numbers on the device: [max rows, width]. Everything else is the backend's.
 struct Activation {
   void* data = nullptr;
   int64_t width = 0;
@@ -48,11 +59,14 @@ class Backend {
   // Reads, converts and places a matrix. Thread-safe against nothing; peak memory is the result and
   // a few pages of the source. RESOURCE_EXHAUSTED when the device is full.
   virtual absl::StatusOr<MatrixHandle> AddMatrix(const MatrixSource& source) = 0;
-  virtual VectorHandle AddVector(const std::vector<float>& values) = 0;
+  virtual absl::StatusOr<VectorHandle> AddVector(const std::vector<float>& values) = 0;
+  // The table of per-layer embeddings, [rows, layers * dim]. A backend may leave it where it is
+  // mapped; RESOURCE_EXHAUSTED when it must be copied and does not fit.
+  virtual absl::Status AddPleTable(const StoredTensor& table) = 0;
   virtual int64_t weights_bytes() const = 0;
 
   // -- Memory.
-  virtual absl::StatusOr<Activation> Allocate(int64_t rows, int64_t width, bool reduced) = 0;
+  virtual absl::StatusOr<Activation> Allocate(int64_t rows, int64_t width, ActivationRole role) = 0;
   virtual int64_t workspace_bytes() const = 0;
   virtual int64_t page_bytes(KvFamily family) const = 0;
   virtual absl::Status AllocateKv(const std::array<int32_t, kKvFamilies>& pages) = 0;
@@ -61,6 +75,13 @@ class Backend {
   virtual absl::StatusOr<BatchRef> Upload(const HostBatch& batch) = 0;
   // Where the ids of HostBatch::sampled_from are. They are read on the stream, before Embed.
   virtual SampledIds sampled_ids() { return {}; }
+
+  // Around the operations of a step. A backend that records steps (CUDA graphs) may have one like
+  // this: kReplayed means that all of its operations, the first slice of logits included, have been
+  // enqueued, and nothing else is to be. EndStep: what went wrong since BeginStep.
+  enum class StepMode { kEnqueue, kReplayed };
+  virtual absl::StatusOr<StepMode> BeginStep(const BatchRef&) { return StepMode::kEnqueue; }
+  virtual absl::Status EndStep() { return absl::OkStatus(); }
 
   // The batch of the wanted tokens alone, and their rows of an activation moved to the front: after
   // the last layer that writes keys nobody needs the others. Exact, since rows are independent.

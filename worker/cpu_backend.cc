@@ -60,15 +60,16 @@ class CpuBackend final : public Backend {
     matrices_.push_back(*std::move(matrix));
     return MatrixHandle{static_cast<int32_t>(matrices_.size()) - 1};
   }
-  VectorHandle AddVector(const std::vector<float>& values) override {
+  absl::StatusOr<VectorHandle> AddVector(const std::vector<float>& values) override {
     weights_bytes_ += static_cast<int64_t>(values.size() * sizeof(float));
     vectors_.push_back(values);
-    return {static_cast<int32_t>(vectors_.size()) - 1};
+    return VectorHandle{static_cast<int32_t>(vectors_.size()) - 1};
   }
+  absl::Status AddPleTable(const StoredTensor&) override { return absl::OkStatus(); }  // mapped
   int64_t weights_bytes() const override { return weights_bytes_; }
 
   // -- Memory.
-  absl::StatusOr<Activation> Allocate(int64_t rows, int64_t width, bool) override {
+  absl::StatusOr<Activation> Allocate(int64_t rows, int64_t width, ActivationRole) override {
     HugeBuffer buffer(static_cast<size_t>(std::max<int64_t>(64, rows * width * 4)));
     if (buffer.data() == nullptr) {
       return absl::ResourceExhaustedError(

@@ -174,6 +174,13 @@ int64_t CpuMatrixBytes(const MatrixSource& source, ComputeType compute) {
   return total;
 }
 
+absl::StatusOr<int64_t> CpuWeightsBytes(const Checkpoint& checkpoint, const RankShard& shard,
+                                        ComputeType compute) {
+  return WeightsBytes(checkpoint, shard, [compute](const MatrixSource& source) {
+    return CpuMatrixBytes(source, compute);
+  });
+}
+
 void CpuRows::Set(const float* x, int64_t rows, int64_t k, int64_t x_stride) {
   x_ = x;
   rows_ = rows;

@@ -27,6 +27,9 @@ WeightFormat CpuFormat(const MatrixSource& source, const MatrixPart& part, Compu
 
 // Bytes of the packed matrix.
 int64_t CpuMatrixBytes(const MatrixSource& source, ComputeType compute);
+// Of all that LoadWeights makes resident for this rank on the CPU backend; nothing is read.
+absl::StatusOr<int64_t> CpuWeightsBytes(const Checkpoint& checkpoint, const RankShard& shard,
+                                        ComputeType compute);
 
 // Inputs of one or several products, brought into a form when the first matrix asks for it.
 class CpuRows {

@@ -54,8 +54,8 @@ absl::Status Executor::Submit(const StepPlan& plan) {
     ASSIGN_OR_RETURN(std::shared_ptr<Sequence> sequence, Prepare(row));
     const int32_t place = half_ * sampled_ids_.rows + static_cast<int32_t>(r);
     // Before the tokens: needs their offset.
-    AppendWanted(row, r, *sequence, has_ids ? sampled_ids_.data + place : nullptr, &batch,
-                 &step->wanted);
+    AppendWanted(row, r, *sequence, sampled_ids_.data,
+                 has_ids ? sampled_ids_.data + place : nullptr, &batch, &step->wanted);
     AppendTokens(row, *sequence, &batch);
     sequence->cached_len += row.len;
     if (row.samples) {
@@ -211,7 +211,8 @@ void Executor::AppendTokens(const PlanRow& row, const Sequence& sequence, HostBa
 }
 
 void Executor::AppendWanted(const PlanRow& row, size_t plan_row, Sequence& sequence,
-                            TokenId* id_out, HostBatch* batch, std::vector<Wanted>* wanted) {
+                            const TokenId* sampled_ids, TokenId* id_out, HostBatch* batch,
+                            std::vector<Wanted>* wanted) {
   if (row.logits == LogitsMask::kNone) return;
   const int32_t first_token = static_cast<int32_t>(batch->token_ids.size());
   const int32_t end = row.start + row.len;
@@ -232,6 +233,10 @@ void Executor::AppendWanted(const PlanRow& row, size_t plan_row, Sequence& seque
     if (samples) {
       want.sample.counted_in = &sequence.counts;
       want.sample.id_out = id_out;
+      // Of two steps on their way the older one may sample a token before this one.
+      if (!sequence.coming.empty() && sampled_ids != nullptr) {
+        want.sample.pending_id = sampled_ids + sequence.coming.front().place;
+      }
     }
     if (scores) want.sample.scored_token = sequence.tokens[p + 1];
     want.sample.top_logprobs = std::max(0, samples ? params.logprobs : params.prompt_logprobs);
@@ -243,9 +248,9 @@ void Executor::AppendWanted(const PlanRow& row, size_t plan_row, Sequence& seque
 
 absl::Status Executor::Enqueue(const HostBatch& batch, Step& step) {
   Stream& stream = runner_.stream();
-  EnqueueStamp(step.begin);
+  stream.Stamp(&step.begin);
   RETURN_IF_ERROR(runner_.Forward(batch));
-  EnqueueStamp(step.forward_end);
+  stream.Stamp(&step.forward_end);
 
   // More wanted rows than the logits buffer holds are computed and sampled in slices.
   const size_t slice_rows = static_cast<size_t>(std::max(1, config_.max_logits_rows));
@@ -260,15 +265,8 @@ absl::Status Executor::Enqueue(const HostBatch& batch, Step& step) {
     }
     sampler_.Sample(runner_.logits(), std::move(rows), stream, &step.slices[s]);
   }
-  EnqueueStamp(step.end);
+  stream.Stamp(&step.end);
   return absl::OkStatus();
-}
-
-void Executor::EnqueueStamp(Clock::time_point& stamp) {
-  runner_.stream().Enqueue([&stamp] {
-    stamp = Clock::now();
-    return absl::OkStatus();
-  });
 }
 
 // The stream has run the step: its tokens become known.

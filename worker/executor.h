@@ -104,10 +104,10 @@ class Executor {
   static absl::Status CheckSource(const PlanRow& row, const Sequence& sequence);
   absl::Status CheckPages(const PlanRow& row, const Sequence& sequence) const;
   static void AppendTokens(const PlanRow& row, const Sequence& sequence, HostBatch* batch);
-  static void AppendWanted(const PlanRow& row, size_t plan_row, Sequence& sequence, TokenId* id_out,
-                           HostBatch* batch, std::vector<Wanted>* wanted);
+  static void AppendWanted(const PlanRow& row, size_t plan_row, Sequence& sequence,
+                           const TokenId* sampled_ids, TokenId* id_out, HostBatch* batch,
+                           std::vector<Wanted>* wanted);
   absl::Status Enqueue(const HostBatch& batch, Step& step);
-  void EnqueueStamp(Clock::time_point& stamp);
   absl::Status Finish(Step& step);
   // Waits until the stream is done with all steps, and drops them.
   void Abandon();

@@ -28,26 +28,37 @@ absl::Status GemmaForward::AllocateActivations(const RunnerOptions& options) {
     q = std::max(q, layer.q_width());
     has_experts = has_experts || static_cast<bool>(layer.moe.router);
   }
-  ASSIGN_OR_RETURN(x_, backend_.Allocate(tokens, weights_.hidden, true));
-  ASSIGN_OR_RETURN(qkv_, backend_.Allocate(tokens, qkv, false));
-  ASSIGN_OR_RETURN(attended_, backend_.Allocate(tokens, q, false));
-  ASSIGN_OR_RETURN(partial_, backend_.Allocate(tokens, weights_.hidden, true));
+  ASSIGN_OR_RETURN(x_, backend_.Allocate(tokens, weights_.hidden, ActivationRole::kStream));
+  ASSIGN_OR_RETURN(qkv_, backend_.Allocate(tokens, qkv, ActivationRole::kQkv));
+  ASSIGN_OR_RETURN(attended_, backend_.Allocate(tokens, q, ActivationRole::kAttended));
+  ASSIGN_OR_RETURN(partial_, backend_.Allocate(tokens, weights_.hidden, ActivationRole::kSummand));
   if (has_experts) {
-    ASSIGN_OR_RETURN(pair_, backend_.Allocate(tokens, 2 * weights_.hidden, true));
+    ASSIGN_OR_RETURN(pair_,
+                     backend_.Allocate(tokens, 2 * weights_.hidden, ActivationRole::kSummand));
   }
   if (weights_.ple.dim > 0) {
-    ASSIGN_OR_RETURN(ple_,
-                     backend_.Allocate(tokens, weights_.ple.layers * weights_.ple.dim, false));
+    ASSIGN_OR_RETURN(ple_, backend_.Allocate(tokens, weights_.ple.layers * weights_.ple.dim,
+                                             ActivationRole::kPle));
   }
-  ASSIGN_OR_RETURN(hidden_, backend_.Allocate(tokens, weights_.hidden, false));
-  ASSIGN_OR_RETURN(logits_, backend_.Allocate(logits_rows_, weights_.vocab.size(), true));
+  ASSIGN_OR_RETURN(hidden_, backend_.Allocate(tokens, weights_.hidden, ActivationRole::kHidden));
+  ASSIGN_OR_RETURN(logits_,
+                   backend_.Allocate(logits_rows_, weights_.vocab.size(), ActivationRole::kLogits));
   return absl::OkStatus();
 }
 
 absl::Status GemmaForward::Enqueue(const HostBatch& host_batch) {
   ASSIGN_OR_RETURN(BatchRef batch, backend_.Upload(host_batch));
   wanted_ = batch->wanted;
+  ASSIGN_OR_RETURN(const Backend::StepMode mode, backend_.BeginStep(batch));
+  if (mode == Backend::StepMode::kReplayed) {
+    SetView(0);
+    return absl::OkStatus();
+  }
+  EnqueueOperations(std::move(batch));
+  return backend_.EndStep();
+}
 
+void GemmaForward::EnqueueOperations(BatchRef batch) {
   backend_.Embed(batch, weights_, x_);
   backend_.AllReduce(comm_, x_, batch->tokens);
   Show(-1, "embedding", x_, batch->tokens, x_.width);
@@ -70,7 +81,6 @@ absl::Status GemmaForward::Enqueue(const HostBatch& host_batch) {
   backend_.FinalNorm(batch, weights_, x_, hidden_);
   Show(-1, "final_norm", hidden_, wanted_, hidden_.width);
   EnqueueLogits(0);
-  return absl::OkStatus();
 }
 
 // Norms of a summed output come after the sum over ranks, so each product that ranks split is
@@ -116,9 +126,13 @@ void GemmaForward::AttentionAndMlp(const BatchRef& batch, const LayerWeights& la
 }
 
 void GemmaForward::EnqueueLogits(int64_t first_row) {
+  SetView(first_row);
+  backend_.Head(weights_, hidden_, first_row, view_.rows, logits_);
+  Show(-1, "logits", logits_, view_.rows, logits_.width);
+}
+
+void GemmaForward::SetView(int64_t first_row) {
   const int64_t rows = std::clamp<int64_t>(wanted_ - first_row, 0, logits_rows_);
-  backend_.Head(weights_, hidden_, first_row, rows, logits_);
-  Show(-1, "logits", logits_, rows, logits_.width);
   view_ = {static_cast<float*>(logits_.data), rows, logits_.width, weights_.vocab};
 }
 

@@ -34,6 +34,9 @@ class GemmaForward {
   }
 
   absl::Status AllocateActivations(const RunnerOptions& options);
+  void EnqueueOperations(BatchRef batch);
+  // The logits buffer as it will be: rows of the wanted ones from first_row on.
+  void SetView(int64_t first_row);
   // The two halves of a layer. Between them, in the last layer that writes keys, the batch shrinks
   // to the tokens whose logits are wanted.
   void QueriesAndKeys(const BatchRef& batch, const LayerWeights& layer);

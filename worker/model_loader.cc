@@ -62,7 +62,7 @@ absl::StatusOr<LoadedModel> LoadModel(const ModelRequest& request, Communicator&
   ASSIGN_OR_RETURN(model.runner,
                    ModelRunner::Load(*model.checkpoint, shards.ranks[request.rank.value], options,
                                      comm, progress));
-  model.sampler = Sampler::Create(model.runner->team(), comm, spec.vocab);
+  model.sampler = model.runner->CreateSampler(comm, spec.vocab);
   return model;
 }
 

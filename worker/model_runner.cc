@@ -7,6 +7,7 @@
 #include "kernels/gemm/arithmetic.h"
 #include "worker/cpu_backend.h"
 #include "worker/gemma_forward.h"
+#include "worker/sampler.h"
 #include "worker/weights.h"
 
 namespace lapidary {
@@ -91,7 +92,9 @@ class CpuModelRunner final : public ModelRunner {
   void EnqueueLogits(int64_t first_row) override { forward_->EnqueueLogits(first_row); }
   Stream& stream() override { return *stream_; }
   SampledIds sampled_ids() override { return backend_->sampled_ids(); }
-  ThreadTeam& team() override { return *team_; }
+  std::unique_ptr<Sampler> CreateSampler(Communicator& comm, int64_t vocab) override {
+    return Sampler::Create(*team_, comm, vocab);
+  }
   const std::string& resolved_arith() const override { return arith_; }
   void set_probe(Probe probe) override { forward_->set_probe(std::move(probe)); }
 

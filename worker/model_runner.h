@@ -12,13 +12,14 @@
 #include "absl/status/statusor.h"
 #include "common/base/dtype.h"
 #include "common/base/ids.h"
-#include "kernels/thread_team.h"
 #include "model/checkpoint.h"
 #include "model/shard_plan.h"
 #include "worker/comm/communicator.h"
 #include "worker/stream.h"
 
 namespace lapidary {
+
+class Sampler;
 
 struct RunnerOptions {
   ComputeType compute = ComputeType::kBf16;
@@ -72,7 +73,8 @@ struct LogitsView {
 
 class ModelRunner {
  public:
-  // Reads only this rank's slices. progress(done_bytes, total_bytes) is called now and then.
+  // A runner on the CPU. Reads only this rank's slices; progress(done_bytes, total_bytes) is called
+  // now and then.
   static absl::StatusOr<std::unique_ptr<ModelRunner>> Load(
       const Checkpoint& checkpoint, const RankShard& shard, const RunnerOptions& options,
       Communicator& comm, const std::function<void(int64_t, int64_t)>& progress);
@@ -95,8 +97,8 @@ class ModelRunner {
   // Written by the sampler, read by Forward, on the stream alone. Without data: every id of a batch
   // must be known.
   virtual SampledIds sampled_ids() { return {}; }
-  // CPU: the rank's threads. To be used from work on stream() alone (the sampler's).
-  virtual ThreadTeam& team() = 0;
+  // A sampler over this runner's logits, on its stream. The runner and comm outlive it.
+  virtual std::unique_ptr<Sampler> CreateSampler(Communicator& comm, int64_t vocab) = 0;
   virtual const std::string& resolved_arith() const = 0;
 
   // For `debug`: called on the stream with each named intermediate, [rows, width] fp32. Empty: off.

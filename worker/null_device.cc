@@ -31,12 +31,6 @@ class InlineStream final : public Stream {
   absl::Status status_;
 };
 
-class OneThread final : public ThreadTeam {
- public:
-  int size() const override { return 1; }
-  void Run(const std::function<void(int)>& work) override { work(0); }
-};
-
 // What a page would take on this rank in bf16, so that pools and preemption are like a real one's.
 std::array<int64_t, kKvFamilies> PageBytes(const ModelSpec& spec, const RankShard& shard) {
   std::array<int64_t, kKvFamilies> bytes = {0, 0};
@@ -51,12 +45,39 @@ std::array<int64_t, kKvFamilies> PageBytes(const ModelSpec& spec, const RankShar
   return bytes;
 }
 
+class NullSampler final : public Sampler {
+ public:
+  explicit NullSampler(std::vector<TokenId> tokens) : tokens_(std::move(tokens)) {}
+
+  void Sample(const LogitsView&, std::vector<SampleRow> rows, Stream& stream,
+              std::vector<SampledRow>* out) override {
+    stream.Enqueue([this, rows = std::move(rows), out] {
+      out->clear();
+      out->resize(rows.size());
+      for (size_t i = 0; i < rows.size(); ++i) {
+        const SampleRow& row = rows[i];
+        (*out)[i].sampled.id = row.samples ? Token(row) : -1;
+        (*out)[i].scored.id = row.scored_token;
+      }
+      return absl::OkStatus();
+    });
+  }
+
+ private:
+  TokenId Token(const SampleRow& row) const {
+    return tokens_[NullTokenIndex(row.params->seed, row.choice, row.position, tokens_.size())];
+  }
+
+  const std::vector<TokenId> tokens_;
+};
+
 class NullRunner final : public ModelRunner {
  public:
-  NullRunner(std::array<int64_t, kKvFamilies> page_bytes, Range vocab, int max_step_tokens,
-             absl::Duration step)
+  NullRunner(std::array<int64_t, kKvFamilies> page_bytes, Range vocab, std::vector<TokenId> tokens,
+             int max_step_tokens, absl::Duration step)
       : page_bytes_(page_bytes),
         vocab_(vocab),
+        tokens_(std::move(tokens)),
         step_(step),
         sampled_ids_(2 * static_cast<size_t>(max_step_tokens)) {
     if (step > absl::ZeroDuration()) {
@@ -94,46 +115,22 @@ class NullRunner final : public ModelRunner {
   SampledIds sampled_ids() override {
     return {sampled_ids_.data(), static_cast<int32_t>(sampled_ids_.size() / 2)};
   }
-  ThreadTeam& team() override { return team_; }
+  std::unique_ptr<Sampler> CreateSampler(Communicator&, int64_t) override {
+    return std::make_unique<NullSampler>(tokens_);
+  }
   const std::string& resolved_arith() const override { return arith_; }
   void set_probe(Probe) override {}
 
  private:
   const std::array<int64_t, kKvFamilies> page_bytes_;
   const Range vocab_;
+  const std::vector<TokenId> tokens_;  // for the sampler
   const absl::Duration step_;
   std::vector<TokenId> sampled_ids_;  // nobody looks at them
   const std::string arith_ = "null";
   int64_t rows_ = 0;
   absl::Time busy_until_ = absl::InfinitePast();
-  OneThread team_;
   std::unique_ptr<Stream> stream_;
-};
-
-class NullSampler final : public Sampler {
- public:
-  explicit NullSampler(std::vector<TokenId> tokens) : tokens_(std::move(tokens)) {}
-
-  void Sample(const LogitsView&, std::vector<SampleRow> rows, Stream& stream,
-              std::vector<SampledRow>* out) override {
-    stream.Enqueue([this, rows = std::move(rows), out] {
-      out->clear();
-      out->resize(rows.size());
-      for (size_t i = 0; i < rows.size(); ++i) {
-        const SampleRow& row = rows[i];
-        (*out)[i].sampled.id = row.samples ? Token(row) : -1;
-        (*out)[i].scored.id = row.scored_token;
-      }
-      return absl::OkStatus();
-    });
-  }
-
- private:
-  TokenId Token(const SampleRow& row) const {
-    return tokens_[NullTokenIndex(row.params->seed, row.choice, row.position, tokens_.size())];
-  }
-
-  const std::vector<TokenId> tokens_;
 };
 
 bool Printable(std::string_view text) {
@@ -174,7 +171,7 @@ absl::StatusOr<std::vector<TokenId>> TokenTable(const Checkpoint& checkpoint) {
 }
 
 absl::StatusOr<LoadedModel> LoadNullModel(const NullDeviceOptions& options,
-                                          const ModelRequest& request,
+                                          const ModelRequest& request, Communicator& comm,
                                           const LoadProgress& progress) {
   LoadedModel model;
   ASSIGN_OR_RETURN(model.checkpoint,
@@ -186,9 +183,10 @@ absl::StatusOr<LoadedModel> LoadNullModel(const NullDeviceOptions& options,
   model.vocab = spec.vocab;
   model.model_context = static_cast<int32_t>(std::min<int64_t>(spec.max_context, INT32_MAX));
   for (const LayerSpec& layer : spec.layers) model.window = std::max(model.window, layer.window);
-  model.runner = std::make_unique<NullRunner>(PageBytes(spec, shard), shard.vocab,
-                                              request.options.max_step_tokens, options.step);
-  model.sampler = std::make_unique<NullSampler>(std::move(tokens));
+  model.runner =
+      std::make_unique<NullRunner>(PageBytes(spec, shard), shard.vocab, std::move(tokens),
+                                   request.options.max_step_tokens, options.step);
+  model.sampler = model.runner->CreateSampler(comm, spec.vocab);
   progress(0, 0);
   return model;
 }
@@ -205,8 +203,8 @@ uint64_t NullTokenIndex(uint64_t seed, uint32_t choice, int32_t position, uint64
 }
 
 ModelLoader NullModelLoader(const NullDeviceOptions& options) {
-  return [options](const ModelRequest& request, Communicator&, const LoadProgress& progress) {
-    return LoadNullModel(options, request, progress);
+  return [options](const ModelRequest& request, Communicator& comm, const LoadProgress& progress) {
+    return LoadNullModel(options, request, comm, progress);
   };
 }
 

@@ -39,7 +39,11 @@ struct SampleRow {
   // What the stream leaves for the next step, before the host knows the token. Neither needs to be
   // there; both outlive the step.
   TokenCounts* counted_in = nullptr;  // the sampled token is added to the output
-  TokenId* id_out = nullptr;          // device memory: it is put there
+  // A token before this one that an earlier step on its way samples: device memory, to be read on
+  // the stream. A sampler whose counts are the host's counts it in; the CPU's, which counts on the
+  // stream, need not. Null: none.
+  const TokenId* pending_id = nullptr;
+  TokenId* id_out = nullptr;  // device memory: it is put there
   uint32_t choice = 0;
   int32_t position = 0;       // absolute position of the token this row predicts
   int32_t generated = 0;      // tokens generated before it (min_tokens)

@@ -10,7 +10,6 @@
 #include "absl/strings/str_join.h"
 #include "common/status_macros.h"
 #include "worker/backend.h"
-#include "worker/cpu_backend_matrix.h"
 
 namespace lapidary {
 namespace {
@@ -91,7 +90,7 @@ class WeightPlan {
     const int64_t m = spec_.hidden, width = layer.spec.mlp_width;
     Norm("pre_feedforward_layernorm.weight", m, &layer.pre_mlp_norm);
     if (shard.mlp.size() > 0) {
-      MatrixJob gate_up{{.name = prefix_ + "gate_up"}, &layer.gate_up};
+      MatrixJob gate_up{{.name = prefix_ + "gate_up", .gated = true}, &layer.gate_up};
       Part(gate_up.source, "mlp.gate_proj.weight", width, m, shard.mlp, {0, m});
       Part(gate_up.source, "mlp.up_proj.weight", width, m, shard.mlp, {0, m});
       matrices_.push_back(std::move(gate_up));
@@ -119,7 +118,10 @@ class WeightPlan {
                        checkpoint_.Find(prefix_ + "experts.gate_proj") == nullptr;
     for (int64_t e = moe.experts.begin; e < moe.experts.end; ++e) {
       const int64_t local = e - moe.experts.begin;
-      MatrixJob gate_up{{.name = absl::StrCat(prefix_, "expert ", e)}, &moe.gate_up[local]};
+      const MatrixStack stack{.index = local, .count = moe.experts.size()};
+      MatrixJob gate_up{
+          {.name = absl::StrCat(prefix_, "expert ", e), .gated = true, .stack = stack},
+          &moe.gate_up[local]};
       if (fused) {
         Part(gate_up.source, "experts.gate_up_proj", count * 2 * width, m,
              Shifted({0, 2 * width}, e * 2 * width), {0, m});
@@ -129,8 +131,10 @@ class WeightPlan {
         Part(gate_up.source, "experts.up_proj", count * width, m, rows, {0, m});
       }
       matrices_.push_back(std::move(gate_up));
-      Matrix("experts.down_proj", count * m, width, Shifted({0, m}, e * m), {0, width},
-             &moe.down[local]);
+      MatrixJob down{{.name = absl::StrCat(prefix_, "expert ", e, " down"), .stack = stack},
+                     &moe.down[local]};
+      Part(down.source, "experts.down_proj", count * m, width, Shifted({0, m}, e * m), {0, width});
+      matrices_.push_back(std::move(down));
     }
   }
 
@@ -299,12 +303,13 @@ absl::StatusOr<ModelWeights> LoadWeights(const Checkpoint& checkpoint, const Ran
     ASSIGN_OR_RETURN(const int64_t bytes, backend.MatrixBytes(job.source));
     total += bytes;
   }
+  if (weights.ple.table != nullptr) RETURN_IF_ERROR(backend.AddPleTable(*weights.ple.table));
   for (const VectorJob& job : plan.vectors()) {
     ASSIGN_OR_RETURN(std::vector<float> values, ReadVector(job));
     if (job.number != nullptr) {
       *job.number = values[0];
     } else {
-      *job.target = backend.AddVector(values);
+      ASSIGN_OR_RETURN(*job.target, backend.AddVector(values));
     }
   }
   for (const MatrixJob& job : plan.matrices()) {
@@ -316,14 +321,15 @@ absl::StatusOr<ModelWeights> LoadWeights(const Checkpoint& checkpoint, const Ran
   return weights;
 }
 
-absl::StatusOr<int64_t> CpuWeightsBytes(const Checkpoint& checkpoint, const RankShard& shard,
-                                        ComputeType compute) {
+absl::StatusOr<int64_t> WeightsBytes(
+    const Checkpoint& checkpoint, const RankShard& shard,
+    const std::function<int64_t(const MatrixSource&)>& matrix_bytes) {
   ModelWeights weights = DescribeWeights(checkpoint.spec(), shard);
   RETURN_IF_ERROR(CheckGeometry(checkpoint.spec(), shard, weights));
   WeightPlan plan(checkpoint, shard, weights);
   RETURN_IF_ERROR(plan.Build());
   int64_t total = 0;
-  for (const MatrixJob& job : plan.matrices()) total += CpuMatrixBytes(job.source, compute);
+  for (const MatrixJob& job : plan.matrices()) total += matrix_bytes(job.source);
   for (const VectorJob& job : plan.vectors()) {
     if (job.target == nullptr) continue;
     total += job.tensor->rows() * job.tensor->inner() * static_cast<int64_t>(sizeof(float));

@@ -35,11 +35,19 @@ struct MatrixPart {
   Range columns;  // the same width in all parts of a matrix
 };
 
+// Place of a matrix in a stack of `count` of one shape (a layer's experts): a backend may want them
+// one behind the other. They are added in ascending order, two stacks at a time. count 0: none.
+struct MatrixStack {
+  int64_t index = 0, count = 0;
+};
+
 // A matrix to load: parts stacked along the output, each [rows, columns].
 struct MatrixSource {
   std::string name;  // for messages
   std::vector<MatrixPart> parts;
   bool keep_fp32 = false;  // the router: fp32 whatever the compute type
+  bool gated = false;      // outputs [0, n / 2) are gates, [n / 2, n) their ups
+  MatrixStack stack;
 
   int64_t outputs() const {
     int64_t n = 0;
@@ -123,9 +131,10 @@ absl::StatusOr<ModelWeights> LoadWeights(const Checkpoint& checkpoint, const Ran
                                          Backend& backend,
                                          const std::function<void(int64_t, int64_t)>& progress);
 
-// Bytes that LoadWeights would make resident for this rank on the CPU backend, exactly; nothing is
-// read. For `inspect` and for planning.
-absl::StatusOr<int64_t> CpuWeightsBytes(const Checkpoint& checkpoint, const RankShard& shard,
-                                        ComputeType compute);
+// Bytes that LoadWeights would make resident for this rank when a matrix takes matrix_bytes(); the
+// table of per-layer embeddings does not count. Nothing is read. For planning.
+absl::StatusOr<int64_t> WeightsBytes(
+    const Checkpoint& checkpoint, const RankShard& shard,
+    const std::function<int64_t(const MatrixSource&)>& matrix_bytes);
 
 }  // namespace lapidary

@@ -9,6 +9,7 @@
 #include "model/checkpoint.h"
 #include "model/shard_plan.h"
 #include "tests/model/checkpoint_files.h"
+#include "worker/cpu_backend_matrix.h"
 #include "worker/weights.h"
 
 namespace lapidary {

@@ -68,7 +68,6 @@ class FakeModelRunner final : public ModelRunner {
         shard_(SplitUnits(comm.size(), comm.rank().value)),
         max_logits_rows_(max_logits_rows),
         logits_(max_logits_rows * kFakeVocab),
-        team_(ThreadTeamStub()),
         stream_(CreateCpuStream()) {
     (void)AllocateKv(pages);
   }
@@ -124,7 +123,7 @@ class FakeModelRunner final : public ModelRunner {
     return {sampled_ids_.data(), static_cast<int32_t>(sampled_ids_.size() / 2)};
   }
   Stream& stream() override { return *stream_; }
-  ThreadTeam& team() override { return *team_; }
+  std::unique_ptr<Sampler> CreateSampler(Communicator& comm, int64_t vocab) override;
   const std::string& resolved_arith() const override { return arith_; }
   void set_probe(Probe) override {}
 
@@ -143,12 +142,6 @@ class FakeModelRunner final : public ModelRunner {
     TokenId token = -1;
     int32_t position = -1;
   };
-  class OneThread final : public ThreadTeam {
-   public:
-    int size() const override { return 1; }
-    void Run(const std::function<void(int)>& work) override { work(0); }
-  };
-  static std::unique_ptr<ThreadTeam> ThreadTeamStub() { return std::make_unique<OneThread>(); }
   static Range SplitUnits(int parts, int index) {
     return Range{kFakeVocab * index / parts, kFakeVocab * (index + 1) / parts};
   }
@@ -203,7 +196,6 @@ class FakeModelRunner final : public ModelRunner {
   std::shared_ptr<Work> work_;
   int64_t wanted_ = 0;
   int64_t rows_ = 0;
-  std::unique_ptr<ThreadTeam> team_;
   std::unique_ptr<Stream> stream_;  // destroyed first: its thread uses the rest
 };
 
@@ -269,6 +261,10 @@ class FakeSampler final : public Sampler {
   }
   Communicator& comm_;
 };
+
+inline std::unique_ptr<Sampler> FakeModelRunner::CreateSampler(Communicator& comm, int64_t) {
+  return std::make_unique<FakeSampler>(comm);
+}
 
 // A prompt that differs from seed to seed.
 inline std::vector<TokenId> Prompt(int seed, int length) {

@@ -65,8 +65,7 @@ class Group {
       EXPECT_TRUE(runner.ok()) << runner.status();
       runners_.push_back(*std::move(runner));
       EXPECT_TRUE(runners_[rank]->AllocateKv({kPages, kPages}).ok());
-      samplers_.push_back(
-          Sampler::Create(runners_[rank]->team(), *comms_[rank], checkpoint_->spec().vocab));
+      samplers_.push_back(runners_[rank]->CreateSampler(*comms_[rank], checkpoint_->spec().vocab));
     }
     for (const LayerSpec& layer : checkpoint_->spec().layers) {
       window = std::max(window, layer.window);

@@ -6,6 +6,7 @@
 #include "tests/worker/forward_harness.h"
 #include "tests/worker/quantized_toy.h"
 #include "tests/worker/toy_model.h"
+#include "worker/cpu_backend_matrix.h"
 #include "worker/weights.h"
 
 namespace lapidary {
