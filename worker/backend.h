@@ -17,7 +17,6 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
-#include "worker/comm/communicator.h"
 #include "worker/model_runner.h"
 #include "worker/stream.h"
 #include "worker/weights.h"
@@ -130,7 +129,7 @@ class Backend {
                     Activation logits) = 0;
 
   // rows x width numbers become the sum over ranks. A no-op for one rank.
-  virtual void AllReduce(Communicator& comm, Activation data, int64_t rows) = 0;
+  virtual void AllReduce(Activation data, int64_t rows) = 0;
   // Calls see(numbers) on the stream with columns [0, columns) of the rows, packed, fp32, in host
   // memory.
   virtual void Inspect(Activation data, int64_t rows, int64_t columns,

@@ -34,8 +34,12 @@ struct FamilyLayout {
 class CpuBackend final : public Backend {
  public:
   CpuBackend(const ModelWeights& geometry, const CpuBackendOptions& options, Stream& stream,
-             ThreadTeam& team)
-      : options_(options), stream_(stream), team_(team), rows_(team, options.arithmetic) {
+             ThreadTeam& team, Communicator& comm)
+      : options_(options),
+        stream_(stream),
+        team_(team),
+        comm_(comm),
+        rows_(team, options.arithmetic) {
     limits_.max_tokens = options.max_step_tokens;
     limits_.sampled_ids = 2 * options.max_step_tokens;
     sampled_ids_.resize(limits_.sampled_ids);
@@ -333,8 +337,8 @@ class CpuBackend final : public Backend {
     });
   }
 
-  void AllReduce(Communicator& comm, Activation data, int64_t rows) override {
-    if (comm.size() > 1) comm.AllReduceSum(Floats(data), rows * data.width, stream_);
+  void AllReduce(Activation data, int64_t rows) override {
+    if (comm_.size() > 1) comm_.AllReduceSum(Floats(data), rows * data.width, stream_);
   }
   void Inspect(Activation data, int64_t rows, int64_t columns,
                std::function<void(const float*)> see) override {
@@ -568,6 +572,7 @@ class CpuBackend final : public Backend {
   const CpuBackendOptions options_;
   Stream& stream_;
   ThreadTeam& team_;
+  Communicator& comm_;
 
   // Weights: constant after loading.
   std::vector<CpuMatrix> matrices_;
@@ -603,8 +608,8 @@ class CpuBackend final : public Backend {
 
 std::unique_ptr<Backend> CreateCpuBackend(const ModelWeights& geometry,
                                           const CpuBackendOptions& options, Stream& stream,
-                                          ThreadTeam& team) {
-  return std::make_unique<CpuBackend>(geometry, options, stream, team);
+                                          ThreadTeam& team, Communicator& comm) {
+  return std::make_unique<CpuBackend>(geometry, options, stream, team, comm);
 }
 
 }  // namespace lapidary

@@ -5,6 +5,7 @@
 #include "absl/status/statusor.h"
 #include "kernels/thread_team.h"
 #include "worker/backend.h"
+#include "worker/comm/communicator.h"
 #include "worker/cpu_backend_matrix.h"
 #include "worker/kv_choice.h"
 #include "worker/mapped_ranges.h"
@@ -19,10 +20,10 @@ struct CpuBackendOptions {
   MappedRanges mapped;  // of the checkpoint, if its pages are to be given back
 };
 
-// `geometry` is DescribeWeights of the model and the shard that will be loaded. stream and team
-// outlive the backend; the team's first thread is the stream's.
+// `geometry` is DescribeWeights of the model and the shard that will be loaded. stream, team and
+// comm outlive the backend; the team's first thread is the stream's.
 std::unique_ptr<Backend> CreateCpuBackend(const ModelWeights& geometry,
                                           const CpuBackendOptions& options, Stream& stream,
-                                          ThreadTeam& team);
+                                          ThreadTeam& team, Communicator& comm);
 
 }  // namespace lapidary

@@ -11,10 +11,9 @@ namespace lapidary {
 
 absl::StatusOr<std::unique_ptr<GemmaForward>> GemmaForward::Create(const ModelWeights& weights,
                                                                    const RunnerOptions& options,
-                                                                   Backend& backend,
-                                                                   Communicator& comm) {
+                                                                   Backend& backend) {
   std::unique_ptr<GemmaForward> forward(
-      new GemmaForward(weights, backend, comm, options.max_logits_rows));
+      new GemmaForward(weights, backend, options.max_logits_rows));
   RETURN_IF_ERROR(forward->AllocateActivations(options));
   return forward;
 }
@@ -60,7 +59,7 @@ absl::Status GemmaForward::Enqueue(const HostBatch& host_batch) {
 
 void GemmaForward::EnqueueOperations(BatchRef batch) {
   backend_.Embed(batch, weights_, x_);
-  backend_.AllReduce(comm_, x_, batch->tokens);
+  backend_.AllReduce(x_, batch->tokens);
   Show(-1, "embedding", x_, batch->tokens, x_.width);
   if (weights_.ple.dim > 0) {
     backend_.PleInputs(batch, weights_, x_, ple_);
@@ -100,7 +99,7 @@ void GemmaForward::AttentionAndMlp(const BatchRef& batch, const LayerWeights& la
   backend_.Attend(batch, layer, qkv_, attended_);
   Show(layer.index, "attended", attended_, tokens, layer.q_width());
   backend_.OutputProduct(batch, layer, attended_, partial_);
-  backend_.AllReduce(comm_, partial_, tokens);
+  backend_.AllReduce(partial_, tokens);
   Show(layer.index, "attention_output", partial_, tokens, partial_.width);
   backend_.AddNormed(batch, layer, layer.post_attention_norm, partial_, 1.0f, x_);
   Show(layer.index, "after_attention", x_, tokens, x_.width);
@@ -109,12 +108,12 @@ void GemmaForward::AttentionAndMlp(const BatchRef& batch, const LayerWeights& la
     backend_.GatedMlp(batch, layer, x_, pair_);
     backend_.Router(batch, layer, x_);
     backend_.Experts(batch, layer, x_, pair_);
-    backend_.AllReduce(comm_, pair_, tokens);
+    backend_.AllReduce(pair_, tokens);
     Show(layer.index, "mlp_and_experts", pair_, tokens, pair_.width);
     backend_.CombineMoe(batch, layer, pair_, scalar_after_mlp, x_);
   } else {
     backend_.GatedMlp(batch, layer, x_, partial_);
-    backend_.AllReduce(comm_, partial_, tokens);
+    backend_.AllReduce(partial_, tokens);
     Show(layer.index, "mlp", partial_, tokens, partial_.width);
     backend_.AddNormed(batch, layer, layer.post_mlp_norm, partial_, scalar_after_mlp, x_);
   }

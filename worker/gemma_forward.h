@@ -5,7 +5,6 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "worker/backend.h"
-#include "worker/comm/communicator.h"
 #include "worker/model_runner.h"
 #include "worker/weights.h"
 
@@ -17,7 +16,7 @@ class GemmaForward {
   // Everything outlives this. Allocates for max_step_tokens and max_logits_rows.
   static absl::StatusOr<std::unique_ptr<GemmaForward>> Create(const ModelWeights& weights,
                                                               const RunnerOptions& options,
-                                                              Backend& backend, Communicator& comm);
+                                                              Backend& backend);
 
   absl::Status Enqueue(const HostBatch& batch);
   void EnqueueLogits(int64_t first_row);
@@ -25,9 +24,8 @@ class GemmaForward {
   void set_probe(ModelRunner::Probe probe) { probe_ = std::move(probe); }
 
  private:
-  GemmaForward(const ModelWeights& weights, Backend& backend, Communicator& comm,
-               int64_t logits_rows)
-      : weights_(weights), backend_(backend), comm_(comm), logits_rows_(logits_rows) {
+  GemmaForward(const ModelWeights& weights, Backend& backend, int64_t logits_rows)
+      : weights_(weights), backend_(backend), logits_rows_(logits_rows) {
     for (const LayerWeights& layer : weights.layers) {
       if (layer.owns_kv()) last_owner_ = layer.index;
     }
@@ -46,7 +44,6 @@ class GemmaForward {
 
   const ModelWeights& weights_;
   Backend& backend_;
-  Communicator& comm_;
   const int64_t logits_rows_;
   int last_owner_ = 0;  // the last layer that writes keys and values
   ModelRunner::Probe probe_;

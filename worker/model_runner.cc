@@ -75,9 +75,9 @@ class CpuModelRunner final : public ModelRunner {
                                  .kv = kv,
                                  .max_step_tokens = options.max_step_tokens,
                                  .mapped = MappedRanges::OfThisProcess()},
-                                *stream_, *team_);
+                                *stream_, *team_, comm);
     ASSIGN_OR_RETURN(weights_, LoadWeights(checkpoint, shard, *backend_, progress));
-    ASSIGN_OR_RETURN(forward_, GemmaForward::Create(weights_, options, *backend_, comm));
+    ASSIGN_OR_RETURN(forward_, GemmaForward::Create(weights_, options, *backend_));
     return absl::OkStatus();
   }
 
