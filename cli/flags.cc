@@ -78,8 +78,8 @@ void AddEngine(CLI::App* app, EngineFlags& f, bool model_required) {
   app->add_option("--tp,--tensor-parallel", f.tensor_parallel, "Ranks that share the model")
       ->check(CLI::Range(1, 64));
   app->add_option("--compute", f.compute,
-                  "Arithmetic of the products; auto: int8 for quantised files, else bf16")
-      ->check(CLI::IsMember({"auto", "fp32", "bf16", "int8"}));
+                  "Arithmetic of the products; auto: int8 for quantised files on a CPU, else bf16")
+      ->check(CLI::IsMember({"auto", "fp32", "bf16", "int8", "fp8"}));
   app->add_option("--arith", f.arith, "Instruction set of the products; auto is timed at start");
   app->add_option("--max-context", f.max_context,
                   "Most tokens of prompt and answer; 0: the model's, as far as memory allows")
@@ -93,12 +93,15 @@ void AddEngine(CLI::App* app, EngineFlags& f, bool model_required) {
   app->add_option("--max-queued-tokens", f.max_queued_tokens,
                   "Tokens of waiting requests before new ones are refused; 0: not limited")
       ->check(CLI::Range(int64_t{0}, int64_t{1} << 40));
-  AddBytes(app, "--kv-memory", f.kv_bytes, "Memory of each rank for the KV cache (default 1GiB)");
+  AddBytes(app, "--kv-memory", f.kv_bytes,
+           "Memory of each rank for the KV cache (default: 1GiB, on a GPU what is left)");
   app->add_option("--kv-format", f.kv_format,
                   "Pages of global layers whose keys are their values; auto is the device's best")
       ->check(CLI::IsMember({"auto", "split", "folded", "single"}));
-  app->add_option("--kv-type", f.kv_type, "Numbers in the KV pages; auto: those of --compute")
-      ->check(CLI::IsMember({"auto", "int8"}));
+  app->add_option("--kv-type", f.kv_type,
+                  "Numbers in the KV pages: int8 on a CPU, fp8 on a GPU; auto: fp32 for --compute "
+                  "fp32, else bf16")
+      ->check(CLI::IsMember({"auto", "bf16", "int8", "fp8"}));
   app->add_flag("--prefix-cache,!--no-prefix-cache", f.prefix_cache,
                 "Keep computed prompt prefixes for later requests");
   app->add_option("--max-in-flight", f.max_in_flight,
@@ -124,19 +127,25 @@ void AddListen(CLI::App* app, ListenFlags& f) {
                   "Seconds a paused client may read nothing before its request is cancelled");
 }
 
-void AddDevice(CLI::App* app, std::string& device, int64_t& null_step_us) {
-  app->add_option("--device", device,
-                  "auto, cpu, or null: computes nothing and makes tokens up, to measure the rest")
-      ->check(CLI::IsMember({"auto", "cpu", "null"}));
-  app->add_option("--null-step-us", null_step_us, "Microseconds the null device takes for a step")
+void AddDevice(CLI::App* app, DeviceFlags& f) {
+  app->add_option(
+         "--device", f.device,
+         "auto (cuda where there is a GPU, else cpu), cpu, cuda, or null: computes nothing "
+         "and makes tokens up, to measure the rest")
+      ->check(CLI::IsMember({"auto", "cpu", "cuda", "null"}));
+  app->add_option("--null-step-us", f.null_step_us, "Microseconds the null device takes for a step")
       ->check(CLI::Range(int64_t{0}, int64_t{60'000'000}));
+  app->add_flag("--cuda-graphs,!--no-cuda-graphs", f.cuda_graphs,
+                "Record decode steps once and replay them (GPU)");
+  app->add_option("--cuda-library", f.cuda_library,
+                  "The GPU part, liblapidary_cuda.so; default: beside this program");
 }
 
 }  // namespace
 
 void AddServe(CLI::App* app, ServeFlags& f, bool model_required) {
   AddEngine(app, f.engine, model_required);
-  AddDevice(app, f.device, f.null_step_us);
+  AddDevice(app, f.device);
   app->add_option("--threads", f.threads, "Threads of each rank; 0: this machine's CPUs shared out")
       ->check(CLI::Range(0, 1024));
 }
@@ -269,7 +278,9 @@ void AddCommands(CLI::App& app, CommandLine& line) {
       ->required();
   worker->add_option("--rank", line.worker.rank, "Wanted rank; -1: whichever is free")
       ->check(CLI::Range(-1, 63));
-  AddDevice(worker, line.worker.device, line.worker.null_step_us);
+  AddDevice(worker, line.worker.device);
+  worker->add_option("--gpu", line.worker.gpu, "Index of the GPU; -1: the rank")
+      ->check(CLI::Range(-1, 63));
   worker->add_option("--threads", line.worker.threads, "Threads")->check(CLI::Range(1, 1024));
   worker->add_option("--cpus", line.worker.cpus, "CPUs to pin the threads to")->delimiter(',');
   worker->add_option("--metrics-host", line.worker.metrics_host, "Address of its metrics");

@@ -80,9 +80,10 @@ absl::StatusOr<std::unique_ptr<LocalCluster>> StartLocalCluster(const ServeFlags
   std::error_code error;
   const std::filesystem::path absolute = std::filesystem::absolute(flags.engine.model_path, error);
   if (!error) resolved.engine.model_path = absolute.lexically_normal().string();
-  ASSIGN_OR_RETURN(const std::unique_ptr<Checkpoint> checkpoint,
-                   Checkpoint::Open(resolved.engine.model_path,
-                                    CheckpointOptions{.require_tensors = flags.device != "null"}));
+  ASSIGN_OR_RETURN(
+      const std::unique_ptr<Checkpoint> checkpoint,
+      Checkpoint::Open(resolved.engine.model_path,
+                       CheckpointOptions{.require_tensors = flags.device.device != "null"}));
   RETURN_IF_ERROR(PlanShards(checkpoint->spec(), resolved.engine.tensor_parallel).status());
 
   LocalClusterOptions options;
@@ -91,8 +92,14 @@ absl::StatusOr<std::unique_ptr<LocalCluster>> StartLocalCluster(const ServeFlags
                                              "--log-format", log.format};
   options.coordinator_args.insert(options.coordinator_args.end(), log_args.begin(), log_args.end());
   options.worker_args = log_args;
-  options.worker_args.insert(options.worker_args.end(), {"--device", flags.device, "--null-step-us",
-                                                         absl::StrCat(flags.null_step_us)});
+  const DeviceFlags& device = flags.device;
+  options.worker_args.insert(
+      options.worker_args.end(),
+      {"--device", device.device, "--null-step-us", absl::StrCat(device.null_step_us),
+       device.cuda_graphs ? "--cuda-graphs" : "--no-cuda-graphs"});
+  if (!device.cuda_library.empty()) {
+    options.worker_args.insert(options.worker_args.end(), {"--cuda-library", device.cuda_library});
+  }
   options.ranks = resolved.engine.tensor_parallel;
   options.threads_per_rank = flags.threads;
   const auto progress = [quiet](std::string_view word) {

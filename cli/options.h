@@ -24,10 +24,10 @@ struct EngineFlags {
   int max_running = 64;           // sequences in a step, 1 to 4096
   int max_step_tokens = 512;      // token budget of a step, at least max_running
   int max_queued = 4096;
-  int64_t max_queued_tokens = 0;        // of those that wait; 0: not limited
-  int64_t kv_bytes = int64_t{1} << 30;  // per rank
-  std::string kv_format = "auto";       // auto, split, folded, single
-  std::string kv_type = "auto";         // auto, int8
+  int64_t max_queued_tokens = 0;   // of those that wait; 0: not limited
+  int64_t kv_bytes = 0;            // per rank; 0: 1 GiB, on a GPU what is left
+  std::string kv_format = "auto";  // auto, split, folded, single
+  std::string kv_type = "auto";    // auto, int8
   bool prefix_cache = true;
   int max_in_flight = 0;             // steps submitted and not completed, 1 or 2; 0: the worker's
   double step_time_target_ms = 100;  // prompt chunks are cut for it; 0: by max_step_tokens alone
@@ -55,11 +55,19 @@ struct CoordinatorFlags {
   int announce_fd = -1;
 };
 
+// Of a worker, or of all workers of `serve`.
+struct DeviceFlags {
+  std::string device = "auto";  // auto, cpu, cuda, null
+  int64_t null_step_us = 0;     // what the null device takes for a step
+  bool cuda_graphs = true;
+  std::string cuda_library;  // empty: beside this program
+};
+
 struct WorkerFlags {
-  std::string coordinator;      // host:port
-  int rank = -1;                // -1: whichever is free
-  std::string device = "auto";  // auto, cpu, null
-  int64_t null_step_us = 0;
+  std::string coordinator;  // host:port
+  int rank = -1;            // -1: whichever is free
+  DeviceFlags device;
+  int gpu = -1;  // -1: the rank
   int threads = 1;
   std::vector<int> cpus;
   std::string metrics_host = "127.0.0.1";
@@ -70,9 +78,8 @@ struct WorkerFlags {
 struct ServeFlags {
   EngineFlags engine;
   ListenFlags listen;
-  std::string device = "auto";  // of the workers: auto, cpu, null
-  int64_t null_step_us = 0;     // what the null device takes for a step
-  int threads = 0;              // per rank; 0: the CPUs of this process shared out
+  DeviceFlags device;
+  int threads = 0;  // per rank; 0: the CPUs of this process shared out
   double drain_timeout_s = 60;
   std::string address_file;  // written once ready: gRPC HOST:PORT, then metrics HOST:PORT
 };

@@ -74,8 +74,11 @@ int RunWorkerCommand(const WorkerFlags& flags) {
   WorkerConfig config;
   config.coordinator = flags.coordinator;
   config.rank_hint = flags.rank;
-  config.device = flags.device;
-  config.null_step = absl::Microseconds(flags.null_step_us);
+  config.device = flags.device.device;
+  config.null_step = absl::Microseconds(flags.device.null_step_us);
+  config.gpu = flags.gpu;
+  config.gpu_library = flags.device.cuda_library;
+  config.record_steps = flags.device.cuda_graphs;
   config.threads = flags.threads;
   config.cpus = flags.cpus;
   config.metrics_listen = absl::StrCat(flags.metrics_host, ":", flags.metrics_port);

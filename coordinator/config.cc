@@ -29,8 +29,9 @@ absl::Status CoordinatorConfig::Validate() const {
   check_address("worker_listen", worker_listen);
   check_address("metrics_listen", metrics_listen);
   require(!model_path.empty(), "model_path: no model given");
-  require(compute == "auto" || compute == "fp32" || compute == "bf16" || compute == "int8",
-          absl::StrFormat("compute: '%s' is not auto, fp32, bf16 or int8", compute));
+  require(compute == "auto" || compute == "fp32" || compute == "bf16" || compute == "int8" ||
+              compute == "fp8",
+          absl::StrFormat("compute: '%s' is not auto, fp32, bf16, int8 or fp8", compute));
   require(!arith.empty(), "arith: empty; 'auto' lets the leader choose");
   const auto in_range = [&](const char* name, int64_t value, int64_t low, int64_t high) {
     require(value >= low && value <= high,
@@ -46,8 +47,8 @@ absl::Status CoordinatorConfig::Validate() const {
   require(
       kv_format == "auto" || kv_format == "split" || kv_format == "folded" || kv_format == "single",
       absl::StrFormat("kv_format: '%s' is not auto, split, folded or single", kv_format));
-  require(kv_type == "auto" || kv_type == "int8",
-          absl::StrFormat("kv_type: '%s' is not auto or int8", kv_type));
+  require(kv_type == "auto" || kv_type == "int8" || kv_type == "bf16" || kv_type == "fp8",
+          absl::StrFormat("kv_type: '%s' is not auto, int8, bf16 or fp8", kv_type));
   require(step_time_target >= absl::ZeroDuration() && step_time_target <= absl::Hours(1),
           absl::StrFormat("step_time_target: %s is outside 0 to 1h",
                           absl::FormatDuration(step_time_target)));
@@ -58,7 +59,7 @@ absl::Status CoordinatorConfig::Validate() const {
     require(std::isfinite(weight) && weight > 0,
             absl::StrFormat("tenant_weights: %g of '%s' is not a number above 0", weight, tenant));
   }
-  require(kv_bytes > 0, absl::StrFormat("kv_bytes: %d is not above 0", kv_bytes));
+  require(kv_bytes >= 0, absl::StrFormat("kv_bytes: %d is below 0", kv_bytes));
   in_range("max_request_bytes", max_request_bytes, 1024, 1LL << 30);
   in_range("slow_reader_bytes", slow_reader_bytes, 1024, 1LL << 32);
   const auto positive = [&](const char* name, absl::Duration d) {

@@ -22,7 +22,7 @@ struct CoordinatorConfig {
   // What it serves.
   std::string model_path;         // directory or GGUF file, as coordinator and workers see it
   std::string served_model_name;  // empty: the path's last part
-  std::string compute = "auto";   // fp32, bf16, int8; auto: int8 for a quantised file, else bf16
+  std::string compute = "auto";   // fp32, bf16, int8, fp8; auto: the device's best for the file
   std::string arith = "auto";     // auto, or an arithmetic's name: resolved by the leader
   int tensor_parallel = 1;        // ranks of the group, 1 to 64
 
@@ -32,9 +32,9 @@ struct CoordinatorConfig {
   int max_step_tokens = 512;  // token budget of a step
   int max_queued = 4096;      // requests waiting in the engine; beyond: RESOURCE_EXHAUSTED
   int64_t max_queued_tokens = 0;   // tokens of those requests; 0: not limited
-  int64_t kv_bytes = 1LL << 30;    // per rank, both families
+  int64_t kv_bytes = 0;            // per rank, both families; 0: what the device has left
   std::string kv_format = "auto";  // pages of global K=V layers: auto, split, folded, single
-  std::string kv_type = "auto";    // numbers in the KV pages: auto (those of compute), int8
+  std::string kv_type = "auto";    // numbers in the KV pages: auto, int8 (CPU), bf16, fp8 (GPU)
   bool prefix_cache = true;        // keeps prompt prefixes for later requests
   int max_in_flight = 0;           // steps submitted and not completed, 1 or 2; 0: the worker's
   absl::Duration step_time_target = absl::ZeroDuration();  // prompt chunks are cut for it; 0: off

@@ -56,9 +56,15 @@ absl::Status GroupClient::Register(const wire::Register& worker, std::shared_ptr
       return absl::FailedPreconditionError(
           absl::StrFormat("the group already has its %d workers", state_.size));
     }
+    if (!workers_.empty() && workers_[0].device != worker.device()) {
+      return absl::InvalidArgumentError(
+          absl::StrFormat("the device is %s, that of %s is %s: a group has one kind",
+                          worker.device(), workers_[0].name, workers_[0].device));
+    }
     Worker w;
     w.link = std::move(link);
     w.name = worker.worker();
+    w.device = worker.device();
     w.hint = hint;
     workers_.push_back(std::move(w));
     CountWorkers();
@@ -172,6 +178,8 @@ void GroupClient::OnMessage(const WorkerLink* link, const wire::ConnectRequest& 
         state_.loaded_bytes += each.done_bytes;
         state_.total_bytes += each.total_bytes;
       }
+    } else if (message.has_communicator_id()) {
+      RelayCommunicatorId(*w, message.communicator_id());
     } else if (message.has_ready()) {
       TakeReady(w, message.ready());
       changed = true;
@@ -182,6 +190,19 @@ void GroupClient::OnMessage(const WorkerLink* link, const wire::ConnectRequest& 
   Finish(ending, now);
   if (work.steps > 0 && on_steps_) on_steps_(work);
   if (changed) on_change_();
+}
+
+void GroupClient::RelayCommunicatorId(const Worker& from, const wire::CommunicatorId& id) {
+  if (from.rank != 0) {
+    LogWarning("communicator id refused: it is the leader's to make", {{"rank", from.rank}});
+    return;
+  }
+  wire::ConnectResponse message;
+  message.set_epoch(state_.epoch);
+  *message.mutable_communicator_id() = id;
+  for (const Worker& w : workers_) {
+    if (w.rank != 0) w.link->Send(message);
+  }
 }
 
 StepWork GroupClient::TakeLoad(const wire::Load& load) {
@@ -238,9 +259,11 @@ void GroupClient::TakeReady(Worker* worker, const wire::Ready& ready) {
   state_.global_pages = ready.global_pages();
   state_.max_context = ready.max_context_tokens();
   state_.arith = ready.arith();
+  state_.compute = ready.compute();
   LogInfo("group ready", {{"epoch", state_.epoch},
                           {"ranks", state_.size},
                           {"max_context", state_.max_context},
+                          {"compute", state_.compute},
                           {"arith", state_.arith}});
 }
 

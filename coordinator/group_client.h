@@ -93,9 +93,10 @@ class GroupClient {
  private:
   struct Worker {
     std::shared_ptr<WorkerLink> link;
-    std::string name;  // host/pid
-    int hint = -1;     // wanted rank
-    int rank = -1;     // once assigned
+    std::string name;    // host/pid
+    std::string device;  // cpu, cuda, null
+    int hint = -1;       // wanted rank
+    int rank = -1;       // once assigned
     bool ready = false;
     int64_t done_bytes = 0, total_bytes = 0;
     cluster::v1::Ready sizes;
@@ -111,6 +112,9 @@ class GroupClient {
   // After workers_ has changed while the group waits.
   void CountWorkers() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void AssignRanks() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  // The leader's, for the others.
+  void RelayCommunicatorId(const Worker& from, const cluster::v1::CommunicatorId& id)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void TakeReady(Worker* worker, const cluster::v1::Ready& ready)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   StepWork TakeLoad(const cluster::v1::Load& load) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);

@@ -36,7 +36,7 @@ struct GroupState {
   int64_t weights_bytes = 0, kv_bytes = 0, workspace_bytes = 0;
   int64_t sliding_pages = 0, global_pages = 0;
   int64_t max_context = 0;
-  std::string arith;
+  std::string arith, compute;
 
   // The leader's latest numbers.
   int64_t waiting = 0, running = 0, waiting_tokens = 0;

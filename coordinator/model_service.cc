@@ -59,7 +59,7 @@ void DescribeModel(const ServedModel& model, const GroupState& group, v1::Model*
   const bool ready = group.ready();
   out->set_max_context_tokens(static_cast<uint32_t>(
       ready && group.max_context > 0 ? group.max_context : model.max_context));
-  out->set_compute(model.compute);
+  out->set_compute(ready && !group.compute.empty() ? group.compute : model.compute);
   out->set_tensor_parallel(static_cast<uint32_t>(model.tensor_parallel));
   out->set_ready(ready);
   out->set_chat_format(ChatFormatName(model.chat_format));

@@ -281,9 +281,7 @@ absl::StatusOr<std::unique_ptr<CoordinatorServer>> CoordinatorServer::Start(
     const CoordinatorConfig& config) {
   RETURN_IF_ERROR(config.Validate());
   ASSIGN_OR_RETURN(std::unique_ptr<ServedModel> model, ServedModel::Load(config));
-  CoordinatorConfig resolved = config;
-  resolved.compute = model->compute;
-  auto impl = std::make_unique<Impl>(std::move(resolved), std::move(model));
+  auto impl = std::make_unique<Impl>(config, std::move(model));
   RETURN_IF_ERROR(impl->Start());
   return std::unique_ptr<CoordinatorServer>(new CoordinatorServer(std::move(impl)));
 }

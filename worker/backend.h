@@ -81,6 +81,9 @@ class Backend {
   enum class StepMode { kEnqueue, kReplayed };
   virtual absl::StatusOr<StepMode> BeginStep(const BatchRef&) { return StepMode::kEnqueue; }
   virtual absl::Status EndStep() { return absl::OkStatus(); }
+  // The next step of padding to be run before the first real one: what a backend wants to have
+  // warm, or recorded. Null: no more. The same on all ranks.
+  virtual absl::StatusOr<BatchRef> NextWarmUpStep() { return BatchRef(); }
 
   // The batch of the wanted tokens alone, and their rows of an activation moved to the front: after
   // the last layer that writes keys nobody needs the others. Exact, since rows are independent.

@@ -173,8 +173,9 @@ absl::StatusOr<ComputeType> ParseComputeType(std::string_view name) {
   if (name == "fp32") return ComputeType::kFp32;
   if (name == "bf16") return ComputeType::kBf16;
   if (name == "int8") return ComputeType::kInt8;
+  if (name == "fp8") return ComputeType::kFp8;
   return absl::InvalidArgumentError(
-      absl::StrFormat("'%s' is no arithmetic: fp32, bf16 or int8", name));
+      absl::StrFormat("'%s' is no arithmetic: fp32, bf16, int8 or fp8", name));
 }
 
 }  // namespace lapidary

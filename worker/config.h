@@ -13,7 +13,10 @@ namespace lapidary {
 struct WorkerConfig {
   std::string coordinator;                     // HOST:PORT of its worker port
   int rank_hint = -1;                          // wanted rank; -1: whichever is free
-  std::string device = "auto";                 // cpu, null, or auto: cpu
+  std::string device = "auto";                 // cpu, cuda, null; auto: cuda where there is a GPU
+  int gpu = -1;                                // index of the device; -1: the rank
+  std::string gpu_library;                     // liblapidary_cuda.so; empty: beside this program
+  bool record_steps = true;                    // cuda: decode steps as CUDA graphs
   absl::Duration null_step;                    // what the null device takes for a step
   int threads = 1;                             // that compute, 1 to 1024
   std::vector<int> cpus;                       // one per thread to pin it to; empty: not pinned

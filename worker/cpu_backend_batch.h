@@ -9,26 +9,10 @@
 #include "kernels/attention/attention.h"
 #include "kernels/thread_team.h"
 #include "worker/backend.h"
+#include "worker/batch_check.h"
+#include "worker/rope_set.h"
 
 namespace lapidary {
-
-// The rotations that a model's layers use; sliding and global layers usually differ.
-class RopeSet {
- public:
-  // Index of the table for a layer.
-  int Add(const LayerSpec& layer);
-
-  struct Entry {
-    RopeSpec spec;
-    int head_dim = 0;
-    std::vector<float> frequency;  // [pairs]
-    int pairs() const { return static_cast<int>(frequency.size()); }
-  };
-  const std::vector<Entry>& entries() const { return entries_; }
-
- private:
-  std::vector<Entry> entries_;
-};
 
 struct CpuBatch final : DeviceBatch {
   std::vector<TokenId> token_ids;      // [T]; not in a WantedPart, which nobody embeds
@@ -50,14 +34,6 @@ struct CpuBatch final : DeviceBatch {
   // Puts the ids that earlier steps sampled into their places. On the stream.
   void TakeSampled(const std::vector<TokenId>& ids);
   void FillRotations(ThreadTeam& team, const RopeSet& ropes);
-};
-
-struct BatchLimits {
-  int64_t max_tokens = 0;
-  int64_t sampled_ids = 0;                      // there are
-  std::array<int32_t, kKvFamilies> pages = {};  // in the pools
-  std::array<int, kKvFamilies> windows = {};    // largest of the family's layers; 0: all keys
-  std::array<bool, kKvFamilies> used = {};      // the model has owning layers of the family
 };
 
 // The wanted tokens of a batch, as sequences of consecutive positions.

@@ -185,6 +185,7 @@ double DefaultTolerance(ComputeType compute) {
     case ComputeType::kBf16:
       return 0.05;
     case ComputeType::kInt8:
+    case ComputeType::kFp8:
       return 0.15;
   }
   return 0;

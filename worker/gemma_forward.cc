@@ -47,11 +47,26 @@ absl::Status GemmaForward::AllocateActivations(const RunnerOptions& options) {
 
 absl::Status GemmaForward::Enqueue(const HostBatch& host_batch) {
   ASSIGN_OR_RETURN(BatchRef batch, backend_.Upload(host_batch));
+  return EnqueueStep(std::move(batch));
+}
+
+absl::Status GemmaForward::WarmUp() {
+  while (true) {
+    ASSIGN_OR_RETURN(BatchRef batch, backend_.NextWarmUpStep());
+    if (batch == nullptr) return backend_.stream().Synchronize();
+    RETURN_IF_ERROR(EnqueueStep(std::move(batch)));
+  }
+}
+
+absl::Status GemmaForward::EnqueueStep(BatchRef batch) {
   wanted_ = batch->wanted;
-  ASSIGN_OR_RETURN(const Backend::StepMode mode, backend_.BeginStep(batch));
-  if (mode == Backend::StepMode::kReplayed) {
-    SetView(0);
-    return absl::OkStatus();
+  // A replayed step shows nothing of its middle.
+  if (!probe_) {
+    ASSIGN_OR_RETURN(const Backend::StepMode mode, backend_.BeginStep(batch));
+    if (mode == Backend::StepMode::kReplayed) {
+      SetView(0);
+      return absl::OkStatus();
+    }
   }
   EnqueueOperations(std::move(batch));
   return backend_.EndStep();

@@ -19,6 +19,8 @@ class GemmaForward {
                                                               Backend& backend);
 
   absl::Status Enqueue(const HostBatch& batch);
+  // Before the first batch, once there are KV pages: what the backend wants to have run.
+  absl::Status WarmUp();
   void EnqueueLogits(int64_t first_row);
   LogitsView logits() const { return view_; }
   void set_probe(ModelRunner::Probe probe) { probe_ = std::move(probe); }
@@ -32,6 +34,7 @@ class GemmaForward {
   }
 
   absl::Status AllocateActivations(const RunnerOptions& options);
+  absl::Status EnqueueStep(BatchRef batch);
   void EnqueueOperations(BatchRef batch);
   // The logits buffer as it will be: rows of the wanted ones from first_row on.
   void SetView(int64_t first_row);

@@ -19,11 +19,14 @@ absl::StatusOr<KvChoice> ChooseKv(std::string_view format, std::string_view type
   }
   if (type == "int8") {
     choice.type = KvType::kInt8;
+  } else if (type == "bf16") {
+    choice.type = KvType::kBf16;
   } else if (type.empty() || type == "auto") {
     choice.type = compute == ComputeType::kFp32 ? KvType::kFp32 : KvType::kBf16;
   } else {
     return absl::InvalidArgumentError(
-        absl::StrFormat("the KV type \"%s\" is neither auto nor int8", type));
+        absl::StrFormat("the KV type \"%s\" is none of auto, bf16 and int8%s", type,
+                        type == "fp8" ? " (fp8 is a GPU's)" : ""));
   }
   return choice;
 }

@@ -11,6 +11,7 @@
 #include "kernels/thread_team.h"
 #include "model/checkpoint.h"
 #include "model/shard_plan.h"
+#include "worker/gpu_module.h"
 
 namespace lapidary {
 namespace {
@@ -44,26 +45,64 @@ absl::StatusOr<std::string> ResolveForGroup(const RunnerOptions& options, Commun
   return name;
 }
 
+// What every device needs before it loads.
+struct Prepared {
+  LoadedModel model;  // without runner and sampler
+  RankShard shard;
+  RunnerOptions options;
+};
+absl::StatusOr<Prepared> Prepare(const ModelRequest& request) {
+  Prepared prepared;
+  LoadedModel& model = prepared.model;
+  ASSIGN_OR_RETURN(model.checkpoint, Checkpoint::Open(request.path));
+  const ModelSpec& spec = model.checkpoint->spec();
+  ASSIGN_OR_RETURN(ShardPlan shards, PlanShards(spec, request.size));
+  prepared.shard = std::move(shards.ranks[static_cast<size_t>(request.rank.value)]);
+  model.vocab = spec.vocab;
+  model.model_context = static_cast<int32_t>(std::min<int64_t>(spec.max_context, INT32_MAX));
+  for (const LayerSpec& layer : spec.layers) model.window = std::max(model.window, layer.window);
+  prepared.options = request.options;
+  if (prepared.options.max_context == 0) prepared.options.max_context = spec.max_context;
+  return prepared;
+}
+
 }  // namespace
 
 absl::StatusOr<LoadedModel> LoadModel(const ModelRequest& request, Communicator& comm,
                                       const LoadProgress& progress) {
-  LoadedModel model;
-  ASSIGN_OR_RETURN(model.checkpoint, Checkpoint::Open(request.path));
-  const ModelSpec& spec = model.checkpoint->spec();
-  ASSIGN_OR_RETURN(const ShardPlan shards, PlanShards(spec, request.size));
-  model.vocab = spec.vocab;
-  model.model_context = static_cast<int32_t>(std::min<int64_t>(spec.max_context, INT32_MAX));
-  for (const LayerSpec& layer : spec.layers) model.window = std::max(model.window, layer.window);
+  ASSIGN_OR_RETURN(Prepared prepared, Prepare(request));
+  LoadedModel& model = prepared.model;
+  model.compute = request.compute.value_or(model.checkpoint->quantized() ? ComputeType::kInt8
+                                                                         : ComputeType::kBf16);
+  prepared.options.compute = model.compute;
+  ASSIGN_OR_RETURN(prepared.options.arith, ResolveForGroup(prepared.options, comm));
+  ASSIGN_OR_RETURN(model.runner, ModelRunner::Load(*model.checkpoint, prepared.shard,
+                                                   prepared.options, comm, progress));
+  model.sampler = model.runner->CreateSampler(comm, model.vocab);
+  return std::move(model);
+}
 
-  RunnerOptions options = request.options;
-  if (options.max_context == 0) options.max_context = spec.max_context;
-  ASSIGN_OR_RETURN(options.arith, ResolveForGroup(options, comm));
-  ASSIGN_OR_RETURN(model.runner,
-                   ModelRunner::Load(*model.checkpoint, shards.ranks[request.rank.value], options,
-                                     comm, progress));
-  model.sampler = model.runner->CreateSampler(comm, spec.vocab);
-  return model;
+ModelLoader GpuModelLoader(const GpuChoice& choice) {
+  return [choice](const ModelRequest& request, Communicator& comm,
+                  const LoadProgress& progress) -> absl::StatusOr<LoadedModel> {
+    ASSIGN_OR_RETURN(GpuModule* const gpu, OpenGpuModule(choice.library));
+    ASSIGN_OR_RETURN(Prepared prepared, Prepare(request));
+    LoadedModel& model = prepared.model;
+    model.compute = request.compute.value_or(ComputeType::kBf16);
+    prepared.options.compute = model.compute;
+    GpuRank rank;
+    rank.gpu = choice.index >= 0 ? choice.index : request.rank.value;
+    rank.rank = request.rank;
+    rank.size = request.size;
+    rank.record_steps = choice.record_steps;
+    rank.share_communicator_id = request.share_communicator_id;
+    rank.ended = request.ended;
+    rank.on_lost = request.on_lost;
+    ASSIGN_OR_RETURN(model.runner, gpu->LoadRunner(*model.checkpoint, prepared.shard,
+                                                   prepared.options, rank, progress));
+    model.sampler = model.runner->CreateSampler(comm, model.vocab);
+    return std::move(model);
+  };
 }
 
 }  // namespace lapidary

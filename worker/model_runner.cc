@@ -19,6 +19,9 @@ absl::Status Validate(const Checkpoint& checkpoint, const RunnerOptions& options
         "threads %d, tokens per step %d, rows of logits %d: each must be at least 1",
         options.threads, options.max_step_tokens, options.max_logits_rows));
   }
+  if (options.compute == ComputeType::kFp8) {
+    return absl::InvalidArgumentError("fp8 compute is for GPUs; use bf16, fp32 or int8 on a CPU");
+  }
   if (options.compute == ComputeType::kInt8 && !checkpoint.quantized()) {
     return absl::InvalidArgumentError(absl::StrFormat(
         "int8 compute needs a quantised file, %s has no quantised tensor; use bf16 or fp32",

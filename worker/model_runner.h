@@ -82,6 +82,8 @@ class ModelRunner {
 
   virtual int64_t weights_bytes() const = 0;
   virtual int64_t workspace_bytes() const = 0;
+  // For the KV pools when nobody says how much.
+  virtual int64_t default_kv_bytes() const { return int64_t{1} << 30; }
   // Bytes of one page (16 tokens of all owning layers of the family) on this rank.
   virtual int64_t page_bytes(KvFamily family) const = 0;
   virtual absl::Status AllocateKv(const std::array<int32_t, kKvFamilies>& pages) = 0;
@@ -105,6 +107,9 @@ class ModelRunner {
   using Probe =
       std::function<void(std::string_view name, const float* data, int64_t rows, int64_t width)>;
   virtual void set_probe(Probe probe) = 0;
+
+  // Ends what the device waits for, such as another rank's part in a sum. From any thread.
+  virtual void Abort(const std::string&) {}
 };
 
 }  // namespace lapidary

@@ -39,13 +39,13 @@ class WeightPlan {
 
   absl::Status Build() {
     const int64_t m = spec_.hidden;
-    Matrix("embed_tokens.weight", spec_.vocab, m, shard_.vocab, {0, m}, &weights_.head);
+    Matrix("embed_tokens.weight", spec_.vocab, m, shard_.vocab, {0, m}, &weights_.head, true);
     Norm("norm.weight", m, &weights_.final_norm);
     if (weights_.ple.dim > 0) {
       const int64_t width = weights_.ple.layers * weights_.ple.dim;
       weights_.ple.table = Get("embed_tokens_per_layer.weight", spec_.ple_vocab, width);
       Matrix("per_layer_model_projection.weight", width, m, {0, width}, {0, m},
-             &weights_.ple.projection);
+             &weights_.ple.projection, true);
       Norm("per_layer_projection_norm.weight", weights_.ple.dim, &weights_.ple.norm);
     }
     for (size_t i = 0; i < weights_.layers.size(); ++i) {
@@ -140,8 +140,8 @@ class WeightPlan {
 
   void Ple(LayerWeights& layer) {
     const int64_t m = spec_.hidden, p = spec_.ple_dim;
-    Matrix("per_layer_input_gate.weight", p, m, {0, p}, {0, m}, &layer.ple_gate);
-    Matrix("per_layer_projection.weight", m, p, {0, m}, {0, p}, &layer.ple_projection);
+    Matrix("per_layer_input_gate.weight", p, m, {0, p}, {0, m}, &layer.ple_gate, true);
+    Matrix("per_layer_projection.weight", m, p, {0, m}, {0, p}, &layer.ple_projection, true);
     Norm("post_per_layer_input_norm.weight", m, &layer.ple_post_norm);
   }
 
@@ -168,9 +168,9 @@ class WeightPlan {
     source.parts.push_back({Get(name, total_rows, total_columns), rows, columns});
   }
   void Matrix(const std::string& name, int64_t total_rows, int64_t total_columns, Range rows,
-              Range columns, MatrixHandle* target) {
+              Range columns, MatrixHandle* target, bool at_least_bf16 = false) {
     if (rows.size() == 0 || columns.size() == 0) return;
-    MatrixJob job{{.name = prefix_ + name}, target};
+    MatrixJob job{{.name = prefix_ + name, .at_least_bf16 = at_least_bf16}, target};
     Part(job.source, name, total_rows, total_columns, rows, columns);
     matrices_.push_back(std::move(job));
   }

@@ -45,8 +45,9 @@ struct MatrixStack {
 struct MatrixSource {
   std::string name;  // for messages
   std::vector<MatrixPart> parts;
-  bool keep_fp32 = false;  // the router: fp32 whatever the compute type
-  bool gated = false;      // outputs [0, n / 2) are gates, [n / 2, n) their ups
+  bool keep_fp32 = false;      // the router: fp32 whatever the compute type
+  bool at_least_bf16 = false;  // the head and the small ones: never in 8 bit that the file has not
+  bool gated = false;          // outputs [0, n / 2) are gates, [n / 2, n) their ups
   MatrixStack stack;
 
   int64_t outputs() const {

@@ -1,11 +1,13 @@
 #include "worker/worker_main.h"
 
+#include <dlfcn.h>
 #include <signal.h>
 #include <sys/prctl.h>
 #include <unistd.h>
 
 #include "absl/strings/str_format.h"
 #include "common/status_macros.h"
+#include "worker/gpu_module.h"
 #include "worker/null_device.h"
 #include "worker/worker_session.h"
 
@@ -33,18 +35,42 @@ absl::Status Validate(const WorkerConfig& config) {
   if (config.coordinator.empty()) {
     return absl::InvalidArgumentError("the coordinator's address is missing");
   }
-  if (config.device != "auto" && config.device != "cpu" && config.device != "null") {
+  if (config.device != "auto" && config.device != "cpu" && config.device != "cuda" &&
+      config.device != "null") {
     return absl::InvalidArgumentError(
-        absl::StrFormat("'%s' is no device: auto, cpu or null", config.device));
+        absl::StrFormat("'%s' is no device: auto, cpu, cuda or null", config.device));
   }
   return absl::OkStatus();
 }
 
 }  // namespace
 
-absl::Status RunWorker(const WorkerConfig& config, int stop_descriptor) {
+bool HasGpu(const std::string& library) {
+  if (library.empty()) {  // the libraries are big: first ask for the driver
+    void* const driver = dlopen("libcuda.so.1", RTLD_LAZY | RTLD_LOCAL);
+    if (driver == nullptr) return false;
+    dlclose(driver);
+  }
+  const absl::StatusOr<GpuModule*> module = OpenGpuModule(library);
+  return module.ok() && !(*module)->Report().gpus.empty();
+}
+
+absl::Status RunWorker(const WorkerConfig& asked, int stop_descriptor) {
+  WorkerConfig config = asked;
+  if (config.device == "auto") config.device = HasGpu(config.gpu_library) ? "cuda" : "cpu";
   if (config.device == "null") {
     return RunWorker(config, stop_descriptor, NullModelLoader({.step = config.null_step}));
+  }
+  if (config.device == "cuda") {
+    // Before anybody is told of this worker: without a GPU it is of no use.
+    ASSIGN_OR_RETURN(GpuModule* const module, OpenGpuModule(config.gpu_library));
+    const GpuReport report = module->Report();
+    if (report.gpus.empty()) {
+      return absl::FailedPreconditionError(
+          absl::StrFormat("no GPU to use: %s (`lapidary doctor` tells more)", report.problem));
+    }
+    return RunWorker(config, stop_descriptor,
+                     GpuModelLoader({config.gpu, config.gpu_library, config.record_steps}));
   }
   return RunWorker(config, stop_descriptor, LoadModel);
 }

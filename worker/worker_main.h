@@ -1,5 +1,7 @@
 // A worker process from dialling to its end: what `lapidary worker` runs.
 #pragma once
+#include <string>
+
 #include "absl/status/status.h"
 #include "worker/config.h"
 #include "worker/model_loader.h"
@@ -13,6 +15,9 @@ namespace lapidary {
 //
 // The calling thread becomes the engine thread. Every thread started is joined.
 absl::Status RunWorker(const WorkerConfig& config, int stop_descriptor);
+
+// Whether the GPU part can be loaded and finds a device. `library` as in WorkerConfig.
+bool HasGpu(const std::string& library);
 
 // For tests: with another model.
 absl::Status RunWorker(const WorkerConfig& config, int stop_descriptor, const ModelLoader& load);

@@ -83,6 +83,7 @@ absl::Status WorkerSession::Run(int stop_descriptor) {
   {
     absl::MutexLock lock(&mu_);
     abort_comm_ = nullptr;
+    abort_runner_ = nullptr;
     abort_sender_ = nullptr;
     abort_receiver_ = nullptr;
   }
@@ -219,7 +220,14 @@ absl::Status WorkerSession::LoadWeights() {
   request.rank = RankId{static_cast<int32_t>(assignment_.rank())};
   request.size = static_cast<int>(assignment_.size());
   RunnerOptions& options = request.options;
-  ASSIGN_OR_RETURN(options.compute, ParseComputeType(assignment_.compute()));
+  if (assignment_.compute() != "auto") {
+    ASSIGN_OR_RETURN(request.compute, ParseComputeType(assignment_.compute()));
+  }
+  request.share_communicator_id = [this](const std::string& own) {
+    return ShareCommunicatorId(own);
+  };
+  request.ended = [this] { return ended(); };
+  request.on_lost = [this](absl::Status why) { EndGroup(std::move(why)); };
   options.arith = assignment_.arith().empty() ? "auto" : assignment_.arith();
   options.kv_format = assignment_.kv_format();
   options.kv_type = assignment_.kv_type();
@@ -242,7 +250,29 @@ absl::Status WorkerSession::LoadWeights() {
     SendOrEnd(std::move(message));
   };
   ASSIGN_OR_RETURN(model_, load_(request, *comm_, progress));
-  return ended();
+  absl::MutexLock lock(&mu_);
+  abort_runner_ = model_.runner.get();
+  return end_;
+}
+
+absl::StatusOr<std::string> WorkerSession::ShareCommunicatorId(const std::string& own) {
+  if (assignment_.rank() == 0) {
+    wire::ConnectRequest message = NewMessage();
+    message.mutable_communicator_id()->set_id(own);
+    SendOrEnd(std::move(message));
+    return own;
+  }
+  const auto settled = [this]() ABSL_SHARED_LOCKS_REQUIRED(mu_) {
+    return communicator_id_.has_value() || !end_.ok();
+  };
+  absl::MutexLock lock(&mu_);
+  if (!mu_.AwaitWithTimeout(absl::Condition(&settled), config_.load_timeout)) {
+    return absl::DeadlineExceededError(
+        absl::StrFormat("rank 0 has not said within %s where the GPUs meet",
+                        absl::FormatDuration(config_.load_timeout)));
+  }
+  RETURN_IF_ERROR(end_);
+  return *communicator_id_;
 }
 
 absl::Status WorkerSession::AllocateKv() {
@@ -251,16 +281,19 @@ absl::Status WorkerSession::AllocateKv() {
   for (const KvFamily family : {KvFamily::kSliding, KvFamily::kGlobal}) {
     input.page_bytes[static_cast<int>(family)] = runner.page_bytes(family);
   }
-  input.kv_bytes = static_cast<int64_t>(assignment_.kv_bytes());
+  input.kv_bytes = assignment_.kv_bytes() > 0 ? static_cast<int64_t>(assignment_.kv_bytes())
+                                              : runner.default_kv_bytes();
   input.window = model_.window;
   input.max_context = static_cast<int32_t>(assignment_.max_context_tokens());
   input.model_context = model_.model_context;
   input.max_running = static_cast<int32_t>(assignment_.max_running());
   input.max_step_tokens = static_cast<int32_t>(assignment_.max_step_tokens());
   input.prefix_cache = assignment_.prefix_cache();
-  ASSIGN_OR_RETURN(kv_, AgreeOnKv(input, *comm_, runner.stream()));
+  // The ranks' words to each other are the hosts', whatever the device.
+  const std::unique_ptr<Stream> stream = CreateCpuStream();
+  ASSIGN_OR_RETURN(kv_, AgreeOnKv(input, *comm_, *stream));
   const absl::Status allocated = runner.AllocateKv(kv_.pages);
-  RETURN_IF_ERROR(AgreeOnStatus(allocated, *comm_, runner.stream()));
+  RETURN_IF_ERROR(AgreeOnStatus(allocated, *comm_, *stream));
   comm_->set_operation_timeout(config_.operation_timeout);
 
   const int64_t total = runner.weights_bytes() + kv_.bytes + runner.workspace_bytes();
@@ -291,6 +324,7 @@ absl::Status WorkerSession::AllocateKv() {
   ready->set_global_pages(static_cast<uint32_t>(kv_.pages[1]));
   ready->set_max_context_tokens(static_cast<uint32_t>(kv_.max_context));
   ready->set_arith(runner.resolved_arith());
+  ready->set_compute(Name(model_.compute));
   SendOrEnd(std::move(message));
   ready_ = true;
   return ended();
@@ -363,6 +397,11 @@ bool WorkerSession::OnMessage(const wire::ConnectResponse& message) {
       EndGroup(absl::AbortedError(message.abort().reason()));
       return true;
     }
+    case wire::ConnectResponse::kCommunicatorId: {
+      absl::MutexLock lock(&mu_);
+      communicator_id_ = message.communicator_id().id();
+      return true;
+    }
     case wire::ConnectResponse::kDrain:
       RequestStop();
       return true;
@@ -402,6 +441,7 @@ void WorkerSession::EndGroup(absl::Status why) {
   end_ = why;
   const std::string reason(why.message());
   if (abort_comm_ != nullptr) abort_comm_->Abort(reason);
+  if (abort_runner_ != nullptr) abort_runner_->Abort(reason);
   if (abort_sender_ != nullptr) abort_sender_->Abort(reason);
   if (abort_receiver_ != nullptr) abort_receiver_->Abort(reason);
   inbox_.End(std::move(why));

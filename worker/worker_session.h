@@ -46,6 +46,8 @@ class WorkerSession final : private LeaderOutput {
   absl::Status LoadWeights();
   absl::Status AllocateKv();
   absl::Status ServeSteps();
+  // See ModelRequest: through the coordinator.
+  absl::StatusOr<std::string> ShareCommunicatorId(const std::string& own) ABSL_LOCKS_EXCLUDED(mu_);
   absl::Status RunPhases();
 
   // gRPC's threads.
@@ -89,11 +91,13 @@ class WorkerSession final : private LeaderOutput {
 
   mutable absl::Mutex mu_;
   std::optional<cluster::v1::ConnectResponse> assigned_ ABSL_GUARDED_BY(mu_);
+  std::optional<std::string> communicator_id_ ABSL_GUARDED_BY(mu_);  // from the leader
   absl::Status end_ ABSL_GUARDED_BY(mu_);
   bool coordinator_knows_ ABSL_GUARDED_BY(mu_) = false;  // why this worker ends: no need to tell
   bool stop_ ABSL_GUARDED_BY(mu_) = false;
   // What EndGroup() wakes; set once, cleared before they go.
   Communicator* abort_comm_ ABSL_GUARDED_BY(mu_) = nullptr;
+  ModelRunner* abort_runner_ ABSL_GUARDED_BY(mu_) = nullptr;
   PlanSender* abort_sender_ ABSL_GUARDED_BY(mu_) = nullptr;
   PlanReceiver* abort_receiver_ ABSL_GUARDED_BY(mu_) = nullptr;
 

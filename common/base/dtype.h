@@ -29,8 +29,14 @@ inline bool IsQuantized(DType dtype) {
 // Arithmetic of the matrix products; everything between them is fp32 (docs/numerics.md).
 //   kFp32  weights widened to fp32; agrees with Hugging Face in fp32
 //   kBf16  weights and the products' inputs rounded to bf16
-//   kInt8  quantised weights as they are, inputs int8 in blocks of 32 (quantised files only)
-enum class ComputeType : uint8_t { kFp32, kBf16, kInt8 };
+//   kInt8  quantised weights as they are, inputs int8 in blocks of 32 (quantised files, CPU)
+//   kFp8   weights e4m3 with a scale per output, inputs e4m3 with a scale per row (GPU)
+enum class ComputeType : uint8_t { kFp32, kBf16, kInt8, kFp8 };
+
+inline const char* Name(ComputeType compute) {
+  static constexpr const char* kNames[] = {"fp32", "bf16", "int8", "fp8"};
+  return kNames[static_cast<int>(compute)];
+}
 
 // The two kinds of KV storage, each with its own page pool.
 enum class KvFamily : uint8_t { kSliding = 0, kGlobal = 1 };

@@ -46,16 +46,6 @@ inline void SinCos4(__m256d x, __m256d& sine, __m256d& cosine) {
 
 }  // namespace
 
-std::vector<float> RopeFrequencies(double theta, int head_dim, int rotated_pairs, double factor) {
-  std::vector<float> frequency(rotated_pairs);
-  for (int i = 0; i < rotated_pairs; ++i) {
-    const float exponent = static_cast<float>(2 * i) / static_cast<float>(head_dim);
-    frequency[i] =
-        1.0f / std::pow(static_cast<float>(theta), exponent) / static_cast<float>(factor);
-  }
-  return frequency;
-}
-
 void RopeRow(int32_t position, const float* frequency, int pairs, float* cos_sin) {
   const __m128 p = _mm_set1_ps(static_cast<float>(position));
   int i = 0;

@@ -51,6 +51,8 @@ bool Fits(Arithmetic arithmetic, ComputeType compute) {
       return !IsInt8(arithmetic);
     case ComputeType::kInt8:
       return IsInt8(arithmetic);
+    case ComputeType::kFp8:  // the GPUs'
+      return false;
   }
   return false;
 }

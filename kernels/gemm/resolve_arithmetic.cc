@@ -52,6 +52,8 @@ std::optional<Arithmetic> ResolveArithmetic(ThreadTeam& team, ComputeType comput
       return FasterForBf16(team);
     case ComputeType::kInt8:
       return BestInt8();
+    case ComputeType::kFp8:  // the GPUs'
+      return std::nullopt;
   }
   return std::nullopt;
 }

@@ -82,7 +82,7 @@ TEST(Flags, EngineOptions) {
   EXPECT_EQ(f.tenant_weights, (std::map<std::string, double>{{"a=b", 2.5}, {"", 0.5}}));
   EXPECT_TRUE(Parse({"serve", "m", "--prefix-cache"}).serve.engine.prefix_cache);
   const std::vector<std::vector<std::string>> bad = {
-      {"--kv-format", "folder"},    {"--kv-type", "fp8"},       {"--max-in-flight", "3"},
+      {"--kv-format", "folder"},    {"--kv-type", "fp4"},       {"--max-in-flight", "3"},
       {"--step-time-target", "-1"}, {"--tenant-weight", "a"},   {"--tenant-weight", "a="},
       {"--tenant-weight", "a=2kg"}, {"--tenant-weight", "a=0"}, {"--tenant-weight", "a=nan"},
       {"--max-queued-tokens", "-1"}};

@@ -24,13 +24,13 @@ TEST(CoordinatorConfigTest, DefaultsAreValidAndOnLoopback) {
 TEST(CoordinatorConfigTest, EveryProblemIsNamedAtOnce) {
   CoordinatorConfig config;
   config.listen = "nonsense";
-  config.compute = "fp8";
+  config.compute = "fp4";
   config.tensor_parallel = 0;
   config.max_running = 0;
-  config.kv_bytes = 0;
+  config.kv_bytes = -1;
   config.drain_timeout = absl::ZeroDuration();
   config.kv_format = "folder";
-  config.kv_type = "fp8";
+  config.kv_type = "fp4";
   config.max_in_flight = 3;
   config.max_queued_tokens = -1;
   config.step_time_target = -absl::Seconds(1);

@@ -84,6 +84,34 @@ TEST_F(GroupClientTest, OnlyTheLeadersReadyMakesTheGroupReady) {
   EXPECT_GE(changes_, 3);
 }
 
+TEST_F(GroupClientTest, TheLeadersCommunicatorIdReachesTheOthers) {
+  const auto leader = Connect(), other = Connect();
+  wire::ConnectRequest message = Message();
+  message.mutable_communicator_id()->set_id("where we meet");
+  group_.OnMessage(other.get(), message, kStart);  // not its to make
+  EXPECT_EQ(other->sent.size(), 1u);
+  group_.OnMessage(leader.get(), message, kStart);
+  ASSERT_EQ(other->sent.size(), 2u);
+  EXPECT_EQ(other->sent[1].communicator_id().id(), "where we meet");
+  EXPECT_EQ(other->sent[1].epoch(), 1u);
+  EXPECT_EQ(leader->sent.size(), 1u);
+  message.set_epoch(0);
+  group_.OnMessage(leader.get(), message, kStart);  // of another epoch
+  EXPECT_EQ(other->sent.size(), 2u);
+}
+
+TEST_F(GroupClientTest, AGroupHasOneKindOfDevice) {
+  wire::Register gpu, cpu;
+  gpu.set_worker("a/1");
+  gpu.set_device("cuda");
+  cpu.set_worker("b/2");
+  cpu.set_device("cpu");
+  ASSERT_TRUE(group_.Register(gpu, std::make_shared<FakeLink>()).ok());
+  const absl::Status refused = group_.Register(cpu, std::make_shared<FakeLink>());
+  EXPECT_EQ(refused.code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_THAT(refused.message(), HasSubstr("the device is cpu, that of a/1 is cuda"));
+}
+
 TEST(GroupClientOptionsTest, TheAssignmentCarriesTheEnginesOptions) {
   CoordinatorConfig config;
   config.kv_format = "single";

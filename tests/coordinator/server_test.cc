@@ -323,11 +323,15 @@ TEST_F(ServerTest, ReflectionListsTheServicesUnlessTurnedOff) {
   EXPECT_EQ(off.status().code(), absl::StatusCode::kUnimplemented) << off.status();
 }
 
-TEST_F(ServerTest, AutomaticComputeIsResolvedFromTheFile) {
+TEST_F(ServerTest, AutomaticComputeIsTheWorkersChoice) {
   CoordinatorConfig config = TestConfig();
   config.compute = "auto";
   StartAll(config);
-  EXPECT_EQ(leader().AwaitAssignment()->compute(), "bf16");  // the fixture is not quantised
+  EXPECT_EQ(leader().AwaitAssignment()->compute(), "auto");
+  grpc::ClientContext context;
+  v1::ListModelsResponse list;
+  ASSERT_TRUE(stub_->ListModels(&context, {}, &list).ok());
+  EXPECT_EQ(list.models(0).compute(), "fp32");  // as the worker said when it was ready
 }
 
 TEST_F(ServerTest, ModelsAreDescribed) {

@@ -136,6 +136,7 @@ bool FakeWorker::SendReady() {
   ready->set_global_pages(80);
   ready->set_max_context_tokens(options_.max_context);
   ready->set_arith("test");
+  ready->set_compute(options_.compute);
   return Send(message);
 }
 

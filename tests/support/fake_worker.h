@@ -25,6 +25,7 @@ class FakeWorker {
     std::string name = "testhost/1";
     bool ready_at_once = true;  // answers the assignment with Ready
     uint32_t max_context = 64;
+    std::string compute = "fp32";  // what it says it computes in
   };
 
   explicit FakeWorker(const Options& options);

@@ -140,6 +140,14 @@ class FakeCoordinator final : public cluster::v1::ClusterService::Service {
     if (message.has_failure()) failures_[rank] = message.failure().message();
     if (message.has_progress()) progress_[rank] = message.progress();
     if (message.has_load()) load_ = message.load();
+    if (message.has_communicator_id()) {  // relayed, as the real one does
+      Response response;
+      response.set_epoch(kEpoch);
+      *response.mutable_communicator_id() = message.communicator_id();
+      for (const auto& entry : streams_) {
+        if (entry.first != 0) entry.second->Write(response);
+      }
+    }
     for (const cluster::v1::RequestEvent& event : message.step_events().events()) {
       Outcome& outcome = outcomes_[event.id()];
       for (const auto& token : event.tokens()) {

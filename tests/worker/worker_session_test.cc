@@ -209,6 +209,56 @@ TEST(WorkerSession, ARankThatCanNotLoadEndsTheOthers) {
   EXPECT_THAT(results[0].message(), HasSubstr("fake: no such checkpoint"));
 }
 
+TEST(WorkerSession, AllRanksLearnWhereTheirDevicesMeet) {
+  FakeCoordinator coordinator(3, DefaultAssignment("meet"));
+  absl::Mutex mu;
+  std::vector<std::string> heard(3);
+  Workers workers(3, coordinator.address(),
+                  [&](const ModelRequest& request, Communicator& comm,
+                      const LoadProgress& progress) -> absl::StatusOr<LoadedModel> {
+                    const int rank = request.rank.value;
+                    const auto id = request.share_communicator_id(rank == 0 ? "id of rank 0" : "");
+                    if (!id.ok()) return id.status();
+                    {
+                      absl::MutexLock lock(&mu);
+                      heard[rank] = *id;
+                    }
+                    return LoadFake(request, comm, progress);
+                  });
+  ASSERT_TRUE(coordinator.AwaitReady());
+  workers.Stop();
+  for (const absl::Status& s : workers.Join()) EXPECT_TRUE(s.ok()) << s;
+  EXPECT_THAT(heard, testing::Each("id of rank 0"));
+}
+
+TEST(WorkerSession, ADeviceThatIsLostEndsTheGroup) {
+  FakeCoordinator coordinator(2, DefaultAssignment("lost"));
+  absl::Mutex mu;
+  std::function<void(absl::Status)> lose;
+  Workers workers(2, coordinator.address(),
+                  [&](const ModelRequest& request, Communicator& comm,
+                      const LoadProgress& progress) -> absl::StatusOr<LoadedModel> {
+                    if (request.rank.value == 1) {
+                      absl::MutexLock lock(&mu);
+                      lose = request.on_lost;
+                    }
+                    return LoadFake(request, comm, progress);
+                  });
+  ASSERT_TRUE(coordinator.AwaitReady());
+  {
+    absl::MutexLock lock(&mu);
+    lose(absl::UnavailableError("the fabric fell over"));
+  }
+  ASSERT_TRUE(coordinator.AwaitFailure(1));
+  wire::ConnectResponse abort;  // as the real coordinator tells the others
+  abort.mutable_abort()->set_reason(coordinator.failure(1));
+  coordinator.SendAll(abort);
+  for (const absl::Status& s : workers.Join()) {
+    EXPECT_FALSE(s.ok());
+    EXPECT_THAT(s.message(), HasSubstr("the fabric fell over"));
+  }
+}
+
 TEST(WorkerSession, TooLittleKvMemoryIsSaid) {
   wire::Assignment assignment = DefaultAssignment("kv");
   assignment.set_kv_bytes(300);
