@@ -1,5 +1,4 @@
-// The checker as the executor's monitor. Linked whole (an object library), so that it is there
-// before the first kernel.
+// The checker as the executor's monitor: there as soon as the library is loaded.
 #include "kernels/simt/monitor.h"
 
 #include "kernels/simt/checker/checker.h"
