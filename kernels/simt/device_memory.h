@@ -9,11 +9,13 @@
 
 namespace lapidary::simt {
 
+[[noreturn]] void StopMisaligned(const void* p, size_t bytes, Site site);
+
 // Counts a request, and looks at what can be looked at cheaply.
 LAPIDARY_SIMT_INTERNAL inline void NoteAccess(const void* p, size_t bytes, Access kind, Site site) {
   Block& block = *current_thread->block;
   const uintptr_t address = reinterpret_cast<uintptr_t>(p);
-  if (address % bytes != 0) Fail(site, "misaligned access of %zu bytes at %p", bytes, p);
+  if (address % bytes != 0) StopMisaligned(p, bytes, site);
   const size_t offset = address - reinterpret_cast<uintptr_t>(block.shared);
   if (offset < kArenaBytes) {
     if (offset + bytes > block.shared_used) {

@@ -61,9 +61,10 @@ bool Races::SetOrdered(uint32_t set, uint32_t thread) {
   return true;
 }
 
-const char* Races::CheckWrite(const Cell& cell, const Accessor& a, const PastAccess** other) {
-  *other = &cell.read;
+// Against reads, for a write.
+const char* Races::CheckReads(const Cell& cell, const Accessor& a, const PastAccess** other) {
   if (cell.read.generation < launch_start_) return nullptr;
+  *other = &cell.read;
   if (cell.read.generation == clocks_.generation() && cell.read_set != 0) {
     if (!SetOrdered(cell.read_set, a.thread)) return "write while another thread may still read";
   } else if (!Ordered(cell.read, a.thread)) {
@@ -72,6 +73,25 @@ const char* Races::CheckWrite(const Cell& cell, const Accessor& a, const PastAcc
   }
   if (cell.read_by_other_block && acquired_.empty()) return "write to what another block reads";
   return nullptr;
+}
+
+// Against writes and, for a plain access, atomic operations.
+const char* Races::CheckWrites(const Cell& cell, const Accessor& a, const PastAccess** other) {
+  const bool reads = a.kind == Access::kRead || a.kind == Access::kVolatileRead;
+  const PastAccess* unordered = Ordered(cell.write, a.thread) ? nullptr : &cell.write;
+  if (!unordered && (a.kind == Access::kRead || a.kind == Access::kWrite)) {
+    const bool set = cell.atomic_set != 0 && cell.atomic.generation == clocks_.generation();
+    const bool ordered =
+        set ? SetOrdered(cell.atomic_set, a.thread) : Ordered(cell.atomic, a.thread);
+    if (!ordered) unordered = &cell.atomic;
+  }
+  if (!unordered) return nullptr;
+  *other = unordered;
+  if (unordered->generation < block_start_) {
+    return reads ? "read of what another block writes" : "write to what another block writes";
+  }
+  return reads ? "read of another thread's write without synchronisation"
+               : "write over another thread's write without synchronisation";
 }
 
 void Races::RecordRead(Cell& cell, const Accessor& a) {
@@ -97,52 +117,43 @@ void Races::RecordRead(Cell& cell, const Accessor& a) {
   read = {now, epoch, a.place, static_cast<uint16_t>(a.thread)};
 }
 
-void Races::RecordWrite(Cell& cell, const Accessor& a) {
+void Races::RecordAtomic(Cell& cell, const Accessor& a) {
   const uint32_t now = clocks_.generation();
   const uint32_t epoch = clocks_.epoch(a.thread);
-  const bool atomic = a.kind == Access::kAtomic;
-  if (atomic && cell.atomic_write && cell.write.generation == now) {
-    if (cell.atomic_set == 0 && cell.write.agent != a.thread) {
-      cell.atomic_set = sets_.New();
-      sets_.Epochs(cell.atomic_set)[cell.write.agent] = cell.write.epoch;
-    }
-    if (cell.atomic_set != 0) sets_.Epochs(cell.atomic_set)[a.thread] = epoch;
-  } else {
+  PastAccess& last = cell.atomic;
+  if (last.generation != now) {
     cell.atomic_set = 0;
+  } else if (cell.atomic_set == 0 && last.agent != a.thread) {
+    cell.atomic_set = sets_.New();
+    sets_.Epochs(cell.atomic_set)[last.agent] = last.epoch;
   }
-  cell.write = {now, epoch, a.place, static_cast<uint16_t>(a.thread)};
-  cell.atomic_write = atomic;
-  cell.read = {};
-  cell.read_set = 0;
-  cell.read_by_other_block = false;
+  if (cell.atomic_set != 0) sets_.Epochs(cell.atomic_set)[a.thread] = epoch;
+  last = {now, epoch, a.place, static_cast<uint16_t>(a.thread)};
 }
 
 const char* Races::Visit(Cell& cell, const Accessor& a, const PastAccess** other) {
-  const bool atomic = a.kind == Access::kAtomic;
   const bool reads = a.kind == Access::kRead || a.kind == Access::kVolatileRead;
-  const char* wrong = nullptr;
   *other = &cell.write;
   if (cell.in_flight) {
-    wrong = reads ? "read of bytes that an asynchronous copy still writes"
-                  : "write to bytes that an asynchronous copy still writes";
-  } else if ((atomic || a.kind == Access::kVolatileRead) && cell.atomic_write) {
-    // Atomic operations may meet.
-  } else {
-    const bool set = cell.atomic_set != 0 && cell.write.generation == clocks_.generation();
-    if (set ? !SetOrdered(cell.atomic_set, a.thread) : !Ordered(cell.write, a.thread)) {
-      const bool between = cell.write.generation < block_start_;
-      wrong = reads     ? between ? "read of what another block writes"
-                                  : "read of another thread's write without synchronisation"
-              : between ? "write to what another block writes"
-                        : "write over another thread's write without synchronisation";
-    }
+    return reads ? "read of bytes that an asynchronous copy still writes"
+                 : "write to bytes that an asynchronous copy still writes";
   }
-  if (!wrong && !reads) wrong = CheckWrite(cell, a, other);
-  if (wrong) return wrong;
-  if (a.kind == Access::kRead) {
-    RecordRead(cell, a);
-  } else if (!reads) {
-    RecordWrite(cell, a);
+  if (const char* wrong = CheckWrites(cell, a, other)) return wrong;
+  if (!reads) {
+    if (const char* wrong = CheckReads(cell, a, other)) return wrong;
+  }
+  switch (a.kind) {
+    case Access::kRead:
+      RecordRead(cell, a);
+      break;
+    case Access::kWrite:
+      Land(cell, a.thread, clocks_.epoch(a.thread), a.place);
+      break;
+    case Access::kAtomic:
+      RecordAtomic(cell, a);
+      break;
+    case Access::kVolatileRead:
+      break;
   }
   return nullptr;
 }

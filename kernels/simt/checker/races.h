@@ -33,7 +33,7 @@ class Races {
 
   // Checks an access against the past of a cell and records it. What is wrong, or null.
   const char* Visit(Cell& cell, const Accessor& a, const PastAccess** other);
-  // A write in the name of an agent that is known to be ordered: a copy that has landed.
+  // Records a write that is known to be ordered: nothing before it matters any more.
   void Land(Cell& cell, uint32_t agent, uint32_t epoch, uint32_t place);
 
   // __threadfence: what the thread knows may be released by its next atomic operation.
@@ -51,9 +51,10 @@ class Races {
   bool Ordered(const PastAccess& past, uint32_t thread);
   bool ReleasedToUs(const PastAccess& past) const;
   bool SetOrdered(uint32_t set, uint32_t thread);
-  const char* CheckWrite(const Cell& cell, const Accessor& a, const PastAccess** other);
+  const char* CheckReads(const Cell& cell, const Accessor& a, const PastAccess** other);
+  const char* CheckWrites(const Cell& cell, const Accessor& a, const PastAccess** other);
   void RecordRead(Cell& cell, const Accessor& a);
-  void RecordWrite(Cell& cell, const Accessor& a);
+  void RecordAtomic(Cell& cell, const Accessor& a);
 
   VectorClocks clocks_;
   EpochSets sets_;
