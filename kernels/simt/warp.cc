@@ -17,7 +17,7 @@ Meeting& FindMeeting(WarpState& warp, uint32_t mask, uint32_t self, Site site) {
       if (!empty) empty = &m;
     } else if (m.mask == mask) {
       same = &m;
-    } else if (m.mask & warp.live & self) {
+    } else if ((m.mask & warp.live & self) && (m.arrived & mask)) {  // each waits for the other
       FailBlock(site, "lanes meet with different masks: %08x here, %08x at line %d", mask, m.mask,
                 m.site.line);
     }

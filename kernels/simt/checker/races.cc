@@ -27,7 +27,8 @@ void Races::BeginBlock(uint32_t threads) {
   for (const auto& r : own_) r->block_end = block_start_;
   own_.clear();
   acquired_.clear();
-  fenced_.assign(threads, {});
+  fences_.assign(threads, {});
+  any_fence_ = false;
   clocks_.BeginBlock(threads, block_start_);
   sets_.Begin(clocks_.agents());
 }
@@ -38,10 +39,20 @@ void Races::BeginGeneration() {
 }
 
 bool Races::ReleasedToUs(const PastAccess& past) const {
+  auto covers = [&](uint32_t generation, const SharedClock& known) {
+    return past.generation < generation ||
+           (past.generation == generation && known && (*known)[past.agent] >= past.epoch);
+  };
   for (const auto& r : acquired_) {
     if (past.generation < r->block_start || past.generation >= r->block_end) continue;
-    if (past.generation < r->generation) return true;
-    if (past.generation == r->generation && (*r->clock)[past.agent] >= past.epoch) return true;
+    if (!covers(r->generation, r->known)) continue;
+    if (covers(r->fence.generation, r->fence.known)) return true;
+    if (past.agent >= r->fences.size()) continue;
+    const ThreadFence& own = r->fences[past.agent];
+    if (past.generation < own.generation ||
+        (past.generation == own.generation && past.epoch <= own.epoch)) {
+      return true;
+    }
   }
   return false;
 }
@@ -164,21 +175,34 @@ void Races::Land(Cell& cell, uint32_t agent, uint32_t epoch, uint32_t place) {
 }
 
 void Races::Fence(uint32_t thread) {
-  fenced_[thread] = {clocks_.generation(), clocks_.Snapshot(thread)};
+  any_fence_ = true;
+  ThreadFence& f = fences_[thread];
+  f.generation = clocks_.generation();
+  f.epoch = clocks_.epoch(thread);
+  f.known = clocks_.Snapshot(thread);
 }
 
 void Races::Synchronise(uint32_t thread, const void* address) {
+  if (!any_fence_ && released_.empty()) return;
   auto& there = released_[address];
   for (const auto& r : there) {
-    if (r->block_start == block_start_) {
-      if (r->generation == clocks_.generation()) clocks_.Acquire(thread, r->clock);
-    } else if (std::find(acquired_.begin(), acquired_.end(), r) == acquired_.end()) {
-      acquired_.push_back(r);
+    if (r->block_start != block_start_) {
+      if (std::find(acquired_.begin(), acquired_.end(), r) == acquired_.end()) {
+        acquired_.push_back(r);
+      }
+    } else if (r->fence.known && r->fence.generation == clocks_.generation()) {
+      clocks_.Acquire(thread, r->fence.known);  // inside the block
     }
   }
-  if (!fenced_[thread].clock) return;
-  const auto mine = std::make_shared<Released>(
-      Released{block_start_, UINT32_MAX, fenced_[thread].generation, fenced_[thread].clock});
+  if (!any_fence_) return;
+  auto mine = std::make_shared<Released>();
+  *mine = {.block_start = block_start_,
+           .block_end = UINT32_MAX,
+           .generation = clocks_.generation(),
+           .known = clocks_.Snapshot(thread),
+           .fence = fences_[thread],
+           .fences = fences_};
+  for (ThreadFence& f : mine->fences) f.known.reset();
   own_.push_back(mine);
   there.push_back(mine);
   // What this block has acquired goes on with its release.

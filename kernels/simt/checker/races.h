@@ -42,11 +42,19 @@ class Races {
   void Synchronise(uint32_t thread, const void* address);
 
  private:
-  // What one thread had fenced when it did an atomic operation.
+  // A thread's last fence: what it had done by then, and knew.
+  struct ThreadFence {
+    uint32_t generation = 0, epoch = 0;
+    SharedClock known;
+  };
+  // An atomic operation of a block with fences: others see what its thread knew of, as far as the
+  // thread or who did it had fenced it.
   struct Released {
     uint32_t block_start, block_end;  // generations of its block
     uint32_t generation;
-    SharedClock clock;
+    SharedClock known;
+    ThreadFence fence;
+    std::vector<ThreadFence> fences;  // of all threads; without `known`
   };
   bool Ordered(const PastAccess& past, uint32_t thread);
   bool ReleasedToUs(const PastAccess& past) const;
@@ -59,11 +67,8 @@ class Races {
   VectorClocks clocks_;
   EpochSets sets_;
   uint32_t launch_start_ = 0, block_start_ = 0;  // generations
-  struct Fenced {
-    uint32_t generation = 0;
-    SharedClock clock;
-  };
-  std::vector<Fenced> fenced_;                                                        // by thread
+  std::vector<ThreadFence> fences_;              // by thread
+  bool any_fence_ = false;                       // in this block
   std::unordered_map<const void*, std::vector<std::shared_ptr<Released>>> released_;  // by address
   std::vector<std::shared_ptr<Released>> acquired_;  // by this block
   std::vector<std::shared_ptr<Released>> own_;       // of this block
