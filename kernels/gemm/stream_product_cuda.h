@@ -19,6 +19,12 @@
 
 #include "kernels/chip.h"
 
+#if defined(__CUDACC__)
+#define LAPIDARY_HOST_DEVICE __host__ __device__ constexpr
+#else
+#define LAPIDARY_HOST_DEVICE constexpr
+#endif
+
 namespace lapidary {
 
 enum class GpuNumber : uint8_t { kBf16, kE4m3 };
@@ -39,11 +45,11 @@ struct GpuMatrix {
   int64_t k_stride = 0;  // elements, row-major only
 
   static constexpr int kTileRows = 64, kTileBytes = 8192;
-  int64_t element_bytes() const { return number == GpuNumber::kBf16 ? 2 : 1; }
-  int64_t tile_k() const { return 128 / element_bytes(); }
-  int64_t tiles_n() const { return (n + kTileRows - 1) / kTileRows; }
-  int64_t tiles_k() const { return (k + tile_k() - 1) / tile_k(); }
-  int64_t bytes() const {
+  LAPIDARY_HOST_DEVICE int64_t element_bytes() const { return number == GpuNumber::kBf16 ? 2 : 1; }
+  LAPIDARY_HOST_DEVICE int64_t tile_k() const { return 128 / element_bytes(); }
+  LAPIDARY_HOST_DEVICE int64_t tiles_n() const { return (n + kTileRows - 1) / kTileRows; }
+  LAPIDARY_HOST_DEVICE int64_t tiles_k() const { return (k + tile_k() - 1) / tile_k(); }
+  LAPIDARY_HOST_DEVICE int64_t bytes() const {
     return tiled ? tiles_n() * tiles_k() * kTileBytes : n * k_stride * element_bytes();
   }
 };
@@ -59,8 +65,8 @@ struct ProductOutput {
   int64_t stride = 0;
   ProductEpilogue epilogue = ProductEpilogue::kBf16;
   float softcap = 0;  // kFp32: 0 is none
-  // kGatedGelu: outputs are n / 2 of them; kBf16 and kGatedGelu write zeros to [outputs, stride) up
-  // to the next multiple of 8.
+  // kGatedGelu: n is a multiple of 16, outputs are n / 2 of them; kBf16 and kGatedGelu write zeros
+  // to [outputs, stride) up to the next multiple of 8.
 };
 
 // -- One matrix, few tokens.
@@ -84,19 +90,30 @@ struct GroupedParams {
   const int32_t* begin = nullptr;   // [experts + 1]: slots [begin[e], begin[e + 1]) are expert e's
   const int32_t* row_of = nullptr;  // [slots]: x row of a slot; null: the slot itself
   ProductInput in;
-  ProductOutput out;      // row: the slot
-  int64_t max_slots = 0;  // bound of begin[experts], sizes the grid
+  ProductOutput out;           // row: the slot; kBf16 or kGatedGelu
+  int64_t max_slots = 0;       // bound of begin[experts], sizes the grid
+  int64_t expected_slots = 0;  // how many there usually are, sizes the tile; 0: max_slots
 };
 struct GroupedPlan {
-  int token_tile = 8;  // tokens of one expert a block takes
-  bool wgmma = false;  // sm_90a: warpgroup products, tiles by bulk copies
+  int token_tile = 8;  // tokens of one expert a block takes: 8, 16, 32 (weights stream), 64, 128
+  bool wgmma = false;  // sm_90a, bf16, 128 tokens: warpgroup products
 };
+// Experts whose slots the device can look up: begin[] fits a warp.
+inline constexpr int kMaxGroupedExperts = 256;
 GroupedPlan PlanGrouped(const GroupedParams& p, const Chip& chip);
 cudaError_t LaunchGroupedProduct(const GroupedParams& p, const GroupedPlan& plan, const Chip& chip,
                                  cudaStream_t stream);
 
-// Host: places one row of a matrix (k elements: bf16 bits or e4m3 codes) where the device expects
-// it, in a buffer of w.bytes() that was zeroed.
+// -- Host: how a matrix is laid out before it is copied to the device.
+
+// Places one row of a matrix (k elements: bf16 bits or e4m3 codes) where the device expects it, in
+// a buffer of w.bytes() that was zeroed.
 void PlaceMatrixRow(const GpuMatrix& w, int64_t row, const void* elements, uint8_t* matrix);
+
+// Rows of a matrix for kGatedGelu with `width` outputs, and the row of an output's gate and up in
+// it. Rows that are nobody's (width not a multiple of 8) stay zero and give outputs of zero.
+constexpr int64_t GatedRows(int64_t width) { return (width + 7) / 8 * 16; }
+constexpr int64_t GateRow(int64_t output) { return output / 8 * 16 + output % 8; }
+constexpr int64_t UpRow(int64_t output) { return GateRow(output) + 8; }
 
 }  // namespace lapidary
