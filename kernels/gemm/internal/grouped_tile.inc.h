@@ -69,25 +69,24 @@ GPU_DEVICE void StageSums(float (&d)[kM][kN][4], int first_row, int first_token,
 template <int kTokens, int kOutputs, int kThreads>
 GPU_DEVICE void StoreStaged(const uint8_t* staged, const ProductOutput& out, int64_t first_slot,
                             int count, int64_t first_output, int64_t end, int thread) {
-  constexpr int kRowChunks = kOutputs / 8;
-  const bool aligned = RowsAligned(out, 2, 16);
+  constexpr int kStride = (kOutputs + kStagePad) * 2, kRowChunks = kOutputs / 8;
+  __nv_bfloat16* y = static_cast<__nv_bfloat16*>(out.y) + first_slot * out.stride + first_output;
+  if (RowsAligned(out, 2, 16)) {  // then `end` is a multiple of 8
 #pragma unroll
-  for (int pass = 0; pass < kTokens * kRowChunks / kThreads; ++pass) {
-    const int i = thread + pass * kThreads;
-    const int token = i / kRowChunks, chunk = i % kRowChunks;
-    const int64_t o = first_output + chunk * 8;
-    if (token >= count || o >= end) continue;
-    __nv_bfloat16* to = static_cast<__nv_bfloat16*>(out.y) + (first_slot + token) * out.stride + o;
-    const uint4 v = gpu::Load<uint4>(staged + token * (kOutputs + kStagePad) * 2 + chunk * 16);
-    if (aligned && o + 8 <= end) {
-      gpu::Store(to, v);
-      continue;
+    for (int pass = 0; pass < kTokens * kRowChunks / kThreads; ++pass) {
+      const int i = thread + pass * kThreads;
+      const int token = i / kRowChunks, chunk = i % kRowChunks;
+      if (token >= count || first_output + chunk * 8 >= end) continue;
+      gpu::Store(y + token * out.stride + chunk * 8,
+                 gpu::Load<uint4>(staged + token * kStride + chunk * 16));
     }
-    const uint32_t words[4] = {v.x, v.y, v.z, v.w};
-#pragma unroll
-    for (int j = 0; j < 8; ++j) {
-      if (o + j < end) gpu::Store(to + j, static_cast<uint16_t>(words[j / 2] >> (j % 2 * 16)));
-    }
+    return;
+  }
+#pragma unroll 1
+  for (int i = thread; i < count * kOutputs; i += kThreads) {
+    const int token = i / kOutputs, o = i % kOutputs;
+    if (first_output + o >= end) continue;
+    gpu::Store(y + token * out.stride + o, gpu::Load<uint16_t>(staged + token * kStride + o * 2));
   }
 }
 
