@@ -72,23 +72,22 @@ cudaError_t StartMath(const GroupedParams& p, int token_tile, const Chip& chip,
 
 cudaError_t LaunchGroupedProduct(const GroupedParams& p, const GroupedPlan& plan, const Chip& chip,
                                  cudaStream_t stream) {
-  const int64_t items = GroupedItems(p.max_slots, p.experts, plan.token_tile);
-  if (!ValidProduct(p.w, p.in, p.out) || !p.w.tiled || p.begin == nullptr || p.experts <= 0 ||
-      p.experts > kMaxGroupedExperts || p.max_slots < 0 || p.max_slots > INT32_MAX ||
-      p.w.tiles_n() > 65535 || GroupedSharedBytes(plan.token_tile) > chip.shared_bytes) {
+  const bool tile = plan.token_tile == 8 || plan.token_tile == 16 || plan.token_tile == 32 ||
+                    plan.token_tile == 64 || plan.token_tile == 128;
+  if (!tile || !ValidProduct(p.w, p.in, p.out) || !p.w.tiled || p.begin == nullptr ||
+      p.experts <= 0 || p.experts > kMaxGroupedExperts || p.max_slots < 0 ||
+      p.max_slots > INT32_MAX || p.w.tiles_n() > 65535 ||
+      GroupedSharedBytes(plan.token_tile) > chip.shared_bytes) {
     return cudaErrorInvalidValue;
   }
-  if (p.out.epilogue == ProductEpilogue::kFp32 && plan.token_tile > 32) {
+  if (p.out.epilogue == ProductEpilogue::kFp32) return cudaErrorInvalidValue;
+  if (plan.wgmma &&
+      (plan.token_tile != 128 || !chip.has_wgmma() || p.w.number != GpuNumber::kBf16 ||
+       kGroupedWgmmaSharedBytes > chip.shared_bytes)) {
     return cudaErrorInvalidValue;
   }
-  if (items == 0) return cudaSuccess;
-  if (plan.wgmma) {
-    if (plan.token_tile != 128 || !chip.has_wgmma() || p.w.number != GpuNumber::kBf16 ||
-        kGroupedWgmmaSharedBytes > chip.shared_bytes) {
-      return cudaErrorInvalidValue;
-    }
-    return LaunchGroupedWgmma(p, stream);
-  }
+  if (p.max_slots == 0) return cudaSuccess;
+  if (plan.wgmma) return LaunchGroupedWgmma(p, stream);
   if (plan.token_tile > 32) return LaunchGroupedTiles(p, plan.token_tile, chip, stream);
   return p.w.number == GpuNumber::kBf16
              ? StartMath<TileMath::kBf16>(p, plan.token_tile, chip, stream)

@@ -76,7 +76,10 @@ cudaError_t StartMath(const StreamParams& p, const StreamPlan& plan, cudaStream_
 cudaError_t LaunchStreamProduct(const GpuMatrix& w, const ProductInput& in, int tokens,
                                 const ProductOutput& out, const StreamPlan& plan, const Chip& chip,
                                 cudaStream_t stream) {
-  if (tokens < 0 || plan.split_k != kStreamWarps || !ValidProduct(w, in, out) ||
+  const bool tiles = (plan.row_tile == 16 || plan.row_tile == 32 || plan.row_tile == 64) &&
+                     (plan.token_tile == 8 || plan.token_tile == 16 || plan.token_tile == 32 ||
+                      plan.token_tile == 64);
+  if (tokens < 0 || !tiles || plan.split_k != kStreamWarps || !ValidProduct(w, in, out) ||
       StreamSharedBytes(plan.row_tile, plan.token_tile) > chip.shared_bytes) {
     return cudaErrorInvalidValue;
   }

@@ -1,0 +1,7 @@
+#include <gtest/gtest.h>
+
+namespace lapidary {
+namespace {
+TEST(X, Y) {}
+}  // namespace
+}  // namespace lapidary
