@@ -32,7 +32,8 @@ __global__ void __launch_bounds__(kStreamThreads, 2)
   work.row_of = p.row_of;
   work.first_slot = item.first;
   work.count = item.count;
-  StreamBlock<kMath, kRows, kTokens, kBulk>(p.w, p.in, p.out, work, shared);
+  StreamBlock<kMath, kRows, kTokens, kBulk ? WeightSource::kBulk : WeightSource::kTiled>(
+      p.w, p.in, p.out, work, shared);
 }
 
 template <TileMath kMath, int kTokens, bool kBulk>

@@ -27,7 +27,7 @@ __global__ void __launch_bounds__(kStreamThreads, 2)
   work.first_slot = int64_t{blockIdx.y} * kTokens;
   const int64_t left = p.tokens - work.first_slot;
   work.count = static_cast<int>(left < kTokens ? left : kTokens);
-  StreamBlock<kMath, kRows, kTokens, false>(p.w, p.in, p.out, work, shared);
+  StreamBlock<kMath, kRows, kTokens, WeightSource::kAny>(p.w, p.in, p.out, work, shared);
 }
 
 template <TileMath kMath, int kRows, int kTokens>

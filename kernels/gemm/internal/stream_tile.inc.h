@@ -13,6 +13,12 @@
 namespace lapidary {
 namespace {
 
+// How weights come in.
+//   kAny    cp.async; the matrix says whether it is tiled
+//   kTiled  cp.async, tiled
+//   kBulk   tiled, one bulk copy a tile (sm_90)
+enum class WeightSource { kAny, kTiled, kBulk };
+
 // What a block computes.
 struct StreamWork {
   const uint8_t* weights = nullptr;  // the matrix
@@ -28,20 +34,22 @@ struct StreamWork {
 };
 
 // Brings tiles of k into a warp's buffers: kRows rows of weights, then kTokens rows of x.
-template <int kRows, int kTokens, bool kBulk>
+template <int kRows, int kTokens, WeightSource kSource>
 class StreamLoader {
  public:
   static constexpr int kWeightBytes = kRows * kTileRowBytes;
 
   GPU_DEVICE StreamLoader(const GpuMatrix& w, const ProductInput& in, const StreamWork& work,
                           int lane)
-      : lane_(lane), tiled_(w.tiled), k_bytes_(w.k * w.element_bytes()) {
+      : lane_(lane),
+        tiled_(kSource != WeightSource::kAny || w.tiled),
+        k_bytes_(w.k * w.element_bytes()) {
     const int row = lane / kChunks, chunk = lane % kChunks;
-    if (kBulk || tiled_) {
+    if (tiled_) {
       const int64_t tile_row = work.first_output / GpuMatrix::kTileRows;
       weights_ = work.weights + tile_row * w.tiles_k() * GpuMatrix::kTileBytes +
                  work.first_output % GpuMatrix::kTileRows * kTileRowBytes;
-      if (!kBulk) weights_ += lane * kChunk;
+      if (kSource != WeightSource::kBulk) weights_ += lane * kChunk;
     } else {
       stride_ = w.k_stride * w.element_bytes();
       weights_ = work.weights + (work.first_output + row) * stride_ + chunk * kChunk;
@@ -59,12 +67,12 @@ class StreamLoader {
     }
   }
 
-  // Tile `tile` of k into `buffer`; `full` is the barrier of the buffer (kBulk).
+  // Tile `tile` of k into `buffer`; `full` is the buffer's barrier (kBulk).
   GPU_DEVICE void Load(int tile, uint8_t* buffer, gpu::Mbarrier* full) const {
     const int row = lane_ / kChunks, chunk = lane_ % kChunks;
     const int64_t left = k_bytes_ - int64_t{tile} * kTileRowBytes - chunk * kChunk;
     const int bytes = static_cast<int>(left < 0 ? 0 : left < kChunk ? left : kChunk);
-    if constexpr (kBulk) {
+    if constexpr (kSource == WeightSource::kBulk) {
 #if GPU_HAS_BULK_COPY
       if (lane_ == 0) {
         gpu::MbarrierArriveExpect(full, kWeightBytes);
@@ -214,8 +222,8 @@ GPU_DEVICE void FinishStream(const float* sums, const GpuMatrix& w, const Produc
   }
 }
 
-// The block's whole work; kBulk needs a tiled matrix.
-template <TileMath kMath, int kRows, int kTokens, bool kBulk>
+// The block's whole work.
+template <TileMath kMath, int kRows, int kTokens, WeightSource kSource>
 GPU_DEVICE void StreamBlock(const GpuMatrix& w, const ProductInput& in, const ProductOutput& out,
                             const StreamWork& work, uint8_t* shared) {
   constexpr int kStages = StreamStages(kRows, kTokens);
@@ -225,7 +233,7 @@ GPU_DEVICE void StreamBlock(const GpuMatrix& w, const ProductInput& in, const Pr
   gpu::Mbarrier* full =
       reinterpret_cast<gpu::Mbarrier*>(shared + kStreamWarps * kStages * kStageBytes) +
       warp * kStages;
-  if constexpr (kBulk) {
+  if constexpr (kSource == WeightSource::kBulk) {
 #if GPU_HAS_BULK_COPY
     if (lane < kStages) gpu::MbarrierInit(full + lane, 1);
     gpu::FenceMbarrierInit();
@@ -233,7 +241,7 @@ GPU_DEVICE void StreamBlock(const GpuMatrix& w, const ProductInput& in, const Pr
 #endif
   }
 
-  const StreamLoader<kRows, kTokens, kBulk> loader(w, in, work, lane);
+  const StreamLoader<kRows, kTokens, kSource> loader(w, in, work, lane);
   const int tiles = (static_cast<int>(w.tiles_k()) - warp + kStreamWarps - 1) / kStreamWarps;
 #pragma unroll
   for (int stage = 0; stage < kStages; ++stage) {
@@ -250,7 +258,7 @@ GPU_DEVICE void StreamBlock(const GpuMatrix& w, const ProductInput& in, const Pr
   for (int i = 0; i < tiles; ++i) {
     uint8_t* buffer = ring + stage * kStageBytes;
     gpu::CpAsyncWait<kStages - 1>();
-    if constexpr (kBulk) {
+    if constexpr (kSource == WeightSource::kBulk) {
 #if GPU_HAS_BULK_COPY
       gpu::MbarrierWait(full + stage, parity);
 #endif
