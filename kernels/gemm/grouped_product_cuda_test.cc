@@ -214,6 +214,62 @@ TEST_P(GroupedProductTest, BitsDependOnTheRowAlone) {
   }
 }
 
+// A recorded launch serves whatever the experts have by then, up to max_slots.
+TEST_P(GroupedProductTest, ARecordedLaunchFollowsBegin) {
+  const auto variants = Variants(GetParam());
+  if (variants.empty()) GTEST_SKIP() << "no device";
+  for (const auto& [chip, plan] : variants) {
+    Case c{.number = GetParam(), .n = 16, .k = 40, .slots = {4, 0, 9}, .spare = 7};
+    const Problem problem(c);
+    GroupedParams p;
+    p.w = {.number = c.number, .tiled = true, .n = c.n, .k = c.k};
+    const DeviceBytes w(MatrixBytes(problem.w, p.w, 3)), w_scale(problem.w.scale);
+    const Numbers x = MakeNumbers(c.number, 20, c.k, 12);
+    const DeviceBytes x_bytes(Strided(x, PaddedStride(x))), x_scale(x.scale);
+    const DeviceBytes begin(std::vector<int32_t>(4)), y(std::vector<uint16_t>(20 * 16, 0xffff));
+    p.w.data = w.as();
+    p.in = {.x = x_bytes.as(), .stride = PaddedStride(x)};
+    if (c.number == GpuNumber::kE4m3) {
+      p.w.scale = w_scale.as<float>();
+      p.in.scale = x_scale.as<float>();
+    }
+    p.experts = 3;
+    p.begin = begin.as<int32_t>();
+    p.out = {.y = y.as(), .stride = 16};
+    p.max_slots = 20;
+    cudaStream_t stream = nullptr;
+    cudaGraph_t graph = nullptr;
+    cudaGraphExec_t recorded = nullptr;
+    ASSERT_EQ(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking), cudaSuccess);
+    ASSERT_EQ(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal), cudaSuccess);
+    ASSERT_EQ(LaunchGroupedProduct(p, plan, chip, stream), cudaSuccess);
+    ASSERT_EQ(cudaStreamEndCapture(stream, &graph), cudaSuccess);
+    ASSERT_EQ(cudaGraphInstantiate(&recorded, graph, 0), cudaSuccess);
+    const double unit = UsesE4m3Sums(c, plan, chip) ? 0x1p-13 : 0x1p-23;
+    for (const std::vector<int32_t>& edges : std::vector<std::vector<int32_t>>{
+             {0, 0, 0, 0}, {0, 4, 4, 13}, {0, 0, 20, 20}, {0, 1, 2, 3}}) {
+      ASSERT_EQ(cudaMemcpy(begin.as(), edges.data(), 16, cudaMemcpyHostToDevice), cudaSuccess);
+      ASSERT_EQ(cudaMemsetAsync(y.as(), 0xff, 20 * 16 * 2, stream), cudaSuccess);
+      ASSERT_EQ(cudaGraphLaunch(recorded, stream), cudaSuccess);
+      ASSERT_EQ(cudaStreamSynchronize(stream), cudaSuccess);
+      const std::vector<uint16_t> bits = y.Read<uint16_t>();
+      Comparison comparison;
+      for (int e = 0; e < 3; ++e) {
+        for (int s = edges[e]; s < edges[e + 1]; ++s) {
+          for (int o = 0; o < 16; ++o) {
+            comparison.Add("y", s, o, Bf16Value(bits[s * 16 + o]),
+                           RoundedToBf16(Sum(problem.w, e * 16 + o, x, s, unit)));
+          }
+        }
+      }
+      for (int i = edges[3] * 16; i < 20 * 16; ++i) ASSERT_EQ(bits[i], 0xffff);
+    }
+    EXPECT_EQ(cudaGraphExecDestroy(recorded), cudaSuccess);
+    EXPECT_EQ(cudaGraphDestroy(graph), cudaSuccess);
+    EXPECT_EQ(cudaStreamDestroy(stream), cudaSuccess);
+  }
+}
+
 INSTANTIATE_TEST_SUITE_P(Numbers, GroupedProductTest,
                          testing::Values(GpuNumber::kBf16, GpuNumber::kE4m3), [](const auto& info) {
                            return info.param == GpuNumber::kBf16 ? "bf16" : "e4m3";

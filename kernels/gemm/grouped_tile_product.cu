@@ -81,8 +81,18 @@ class TileLoader {
   uint32_t tokens_ = 0;
 };
 
+// Blocks that share a processor, by shared memory: two where there is more than 99 KiB, which
+// leaves 128 registers a thread; e4m3 needs more.
+#if defined(__CUDA_ARCH__) && (__CUDA_ARCH__ == 890 || __CUDA_ARCH__ >= 1200)
+constexpr bool kRoomForTwo = false;
+#else
+constexpr bool kRoomForTwo = true;
+#endif
 template <TileMath kMath, class S>
-__global__ void __launch_bounds__(S::kThreads, kMath == TileMath::kBf16 ? 2 : 1)
+constexpr int kBlocks = S::kTokens == 64 || (kRoomForTwo && kMath == TileMath::kBf16) ? 2 : 1;
+
+template <TileMath kMath, class S>
+__global__ void __launch_bounds__(S::kThreads, kBlocks<kMath, S>)
     GroupedTileKernel(const __grid_constant__ GroupedParams p) {
   if constexpr (kMath == TileMath::kE4m3 && !kHasFastE4m3) return;
   GPU_DYN_SMEM(uint8_t, shared);

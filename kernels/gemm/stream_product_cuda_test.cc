@@ -135,6 +135,23 @@ TEST(StreamProductTest, EveryTileFollowsTheReference) {
   }
 }
 
+// What one token of 26B-A4B asks for, on a part of the outputs.
+TEST(StreamProductTest, GemmaSizesFollowTheReference) {
+  const std::vector<Chip> chips = TestChips();
+  if (chips.empty()) GTEST_SKIP() << "no device";
+  for (const GpuNumber number : {GpuNumber::kBf16, GpuNumber::kE4m3}) {
+    for (const bool tiled : {false, true}) {
+      Case c{.number = number, .tiled = tiled, .n = 352, .k = 2816, .tokens = 1};
+      c.epilogue = tiled ? ProductEpilogue::kGatedGelu : ProductEpilogue::kBf16;
+      Check(c, PlanStream({.n = c.n}, c.tokens, chips.back()), chips.back());
+      c = {.number = number, .tiled = tiled, .n = 176, .k = 4096, .tokens = 3};
+      c.epilogue = tiled ? ProductEpilogue::kBf16 : ProductEpilogue::kFp32;
+      c.softcap = 30;
+      Check(c, PlanStream({.n = c.n}, c.tokens, chips.front()), chips.front());
+    }
+  }
+}
+
 TEST(StreamProductTest, GatedOutputsPadToEight) {
   const std::vector<Chip> chips = TestChips();
   if (chips.empty()) GTEST_SKIP() << "no device";
