@@ -2,10 +2,10 @@
 #pragma once
 #include <cstddef>
 #include <cstdint>
-#include <functional>
 #include <vector>
 
 #include "kernels/simt/async_copy.h"
+#include "kernels/simt/executor.h"
 #include "kernels/simt/fiber.h"
 #include "kernels/simt/mbarrier.h"
 #include "kernels/simt/policy.h"
@@ -71,7 +71,7 @@ struct BlockState : Block {
   Random random;
   Fiber scheduler;
   FiberStacks stacks{kMaxBlockThreads};
-  const std::function<void()>* body = nullptr;
+  const KernelBody* body = nullptr;
 
   ThreadState& Self() { return static_cast<ThreadState&>(*current_thread); }
   WarpState& OwnWarp() { return warps[current_thread->warp]; }

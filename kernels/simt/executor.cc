@@ -102,7 +102,7 @@ void RunNext(BlockState& b) {
 void ThreadMain() {
   FiberEntered();
   BlockState& b = *current_block;
-  (*b.body)();
+  b.body->run(b.body->call.get());
   ThreadState& self = b.Self();
   self.copies.FinishAll();
   CheckProductsAtExit(self);
@@ -228,7 +228,7 @@ void NoteSpin() {
 
 void StopBlock(Site site) { FailBlock(site, "__trap"); }
 
-void RunGrid(const Grid& grid, const std::function<void()>& body) {
+void RunGrid(const Grid& grid, const KernelBody& body) {
   static thread_local std::unique_ptr<BlockState> own;
   if (!own) own = std::make_unique<BlockState>();
   BlockState& b = *own;
@@ -239,6 +239,8 @@ void RunGrid(const Grid& grid, const std::function<void()>& body) {
   b.grid = grid.blocks;
   b.dynamic_bytes = grid.dynamic_bytes;
   b.body = &body;
+  b.parameters = static_cast<const unsigned char*>(body.call.get());
+  b.parameter_bytes = body.call_bytes;
   b.bytes_read = b.bytes_written = 0;
   PrepareThreads(b, grid);
   if (monitor) monitor->LaunchBegin(b.kernel);

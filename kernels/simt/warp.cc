@@ -31,6 +31,7 @@ Meeting& FindMeeting(WarpState& warp, uint32_t mask, uint32_t self, Site site) {
 void Complete(uint32_t warp_index, WarpState& warp, Meeting& m) {
   const uint32_t lanes = m.arrived;
   m.arrived = 0;
+  if (monitor && lanes == warp.live) monitor->OnWarpMeeting(warp_index);
   if (m.complete) m.complete(warp.operand, lanes, m.site);
   WakeLanes(warp_index, lanes);
 }
