@@ -126,6 +126,7 @@ GPU_DEVICE void Consume(float (&d)[64], int tiles, int group, const uint8_t* rin
     gpu::WgmmaCommit();
     if (i > 0) {
       gpu::WgmmaWait<1>();
+      __syncwarp();  // lane 0 speaks for the warp
       if (lane == 0) gpu::MbarrierArrive(bars.empty + before);
     }
     before = stage;

@@ -111,9 +111,9 @@ void MultiplyBf16All(void** operand, uint32_t, Site) {
 }
 
 float F16(uint16_t bits) {
-  __half h;
-  memcpy(&h, &bits, sizeof h);
-  return __half2float(h);
+  __half_raw raw;
+  raw.x = bits;
+  return __half2float(__half(raw));
 }
 void MultiplyF16All(void** operand, uint32_t, Site) {
   Multiply16All(
@@ -213,10 +213,7 @@ void MultiplyE4m3(float* d, const uint32_t* a, const uint32_t* b, Site site) {
 float E4m3Value(uint8_t code) { return E4m3Values()[code]; }
 
 uint16_t E4m3ToF16(uint8_t code) {
-  const __half h = __float2half_rn(E4m3Values()[code]);
-  uint16_t bits;
-  memcpy(&bits, &h, sizeof bits);
-  return bits;
+  return __half_raw(__float2half_rn(E4m3Values()[code])).x;
 }
 
 }  // namespace lapidary::simt
