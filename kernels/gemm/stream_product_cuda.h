@@ -3,14 +3,23 @@
 // (weight streaming; many tokens go to cuBLASLt), and products of experts, whose tokens are known
 // to the device alone (grouped).
 //
-//   y[t, o] = sum_k W[o, k] * x[t, k]        fp32 sums, k ascending within a warp's share
+//   y[t, o] = sum_k W[o, k] * x[t, k]        products exact, sums fp32
 //
 // Weights bf16, or e4m3 with a scale per output; x bf16, or e4m3 with a scale per row (both e4m3 or
-// both bf16). Epilogues: bf16 store, fp32 store with soft cap, gelu_tanh(gate) * up of gate and up
-// rows interleaved by 8 (rows [16 i, 16 i + 8) gates, then the ups of outputs [8 i, 8 i + 8)).
+// both bf16). e4m3 codes are widened to fp16 in registers, which is exact and keeps the sums in
+// full fp32; blocks of 64 and 128 tokens use the e4m3 instruction where it is faster (sm_89,
+// sm_120), whose sums keep about 13 bits. Epilogues: bf16 store, fp32 store with soft cap,
+// gelu_tanh(gate) * up of gate and up rows interleaved by 8 (rows [16 i, 16 i + 8) gates, then the
+// ups of outputs [8 i, 8 i + 8)).
+//
+// Nothing beyond k is read of a row-major matrix or of x, nothing beyond n stored but the zeros
+// below. An output's bits depend on its row of W and of x and on the kind of plan alone: the same
+// at every place, beside every other token. Streaming plans (all of PlanStream, PlanGrouped up to
+// 32 tokens) even give the same bits as each other.
 //
 // Plan and launch are two calls; Launch allocates nothing and never synchronises. Errors:
 // cudaErrorInvalidValue for a bad size or an unaligned pointer, else the launch's own.
+// Ran on: emulation; no GPU yet
 #pragma once
 #include <cuda_bf16.h>
 #include <cuda_runtime_api.h>
@@ -72,8 +81,8 @@ struct ProductOutput {
 // -- One matrix, few tokens.
 struct StreamPlan {
   int token_tile = 8;  // 8, 16, 32 or 64 tokens a block
-  int row_tile = 64;   // outputs a block
-  int split_k = 1;     // warps of a block that share k
+  int row_tile = 64;   // outputs a block: 16, 32 or 64
+  int split_k = 4;     // warps of a block that share k: always 4
 };
 // Tokens up to which streaming is meant to be used (above: cuBLASLt).
 inline constexpr int kMaxStreamTokens = 64;

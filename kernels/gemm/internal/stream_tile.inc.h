@@ -136,7 +136,8 @@ GPU_DEVICE void StoreSums(float* sums, const float (&d)[kRows / 16][kTokens / 8]
   }
 }
 
-// Four outputs of a token, from `row` on: added in the order of the warps, scaled.
+// Four outputs of a token, from `row` on: added in the order of the warps, scaled. Gates and ups,
+// and rows of fewer than 32 outputs, meet in two of a bank: once per block.
 template <int kRows, int kTokens>
 GPU_DEVICE float4 FoldSums(const float* sums, const GpuMatrix& w, const StreamWork& work,
                            float x_scale, int token, int row) {
