@@ -12,6 +12,13 @@
 namespace lapidary {
 namespace {
 
+// Two blocks share a processor where there is more than 99 KiB of shared memory.
+#if defined(__CUDA_ARCH__) && (__CUDA_ARCH__ == 890 || __CUDA_ARCH__ >= 1200)
+constexpr bool kRoomForTwo = false;
+#else
+constexpr bool kRoomForTwo = true;
+#endif
+
 template <int kTokens_>
 struct TileShape {
   static constexpr int kTokens = kTokens_;
@@ -21,6 +28,14 @@ struct TileShape {
   static constexpr int kM = kRows / kWarpRows / 16, kN = 32 / 8;  // fragments of a warp
   static constexpr int kWeightBytes = kRows * kTileRowBytes;
   static constexpr int kStageBytes = kWeightBytes + kTokens * kTileRowBytes;
+};
+
+// Blocks of a processor to leave registers for: two of 128 tokens have 128 a thread, too few for
+// e4m3.
+template <TileMath kMath, class S>
+struct Residency {
+  static constexpr int kBlocks =
+      S::kTokens == 64 || (kRoomForTwo && kMath == TileMath::kBf16) ? 2 : 1;
 };
 
 // Brings a 128-byte tile of k of the block's weights and x rows into a stage.
@@ -81,18 +96,8 @@ class TileLoader {
   uint32_t tokens_ = 0;
 };
 
-// Blocks that share a processor, by shared memory: two where there is more than 99 KiB, which
-// leaves 128 registers a thread; e4m3 needs more.
-#if defined(__CUDA_ARCH__) && (__CUDA_ARCH__ == 890 || __CUDA_ARCH__ >= 1200)
-constexpr bool kRoomForTwo = false;
-#else
-constexpr bool kRoomForTwo = true;
-#endif
 template <TileMath kMath, class S>
-constexpr int kBlocks = S::kTokens == 64 || (kRoomForTwo && kMath == TileMath::kBf16) ? 2 : 1;
-
-template <TileMath kMath, class S>
-__global__ void __launch_bounds__(S::kThreads, kBlocks<kMath, S>)
+__global__ void __launch_bounds__(S::kThreads, Residency<kMath, S>::kBlocks)
     GroupedTileKernel(const __grid_constant__ GroupedParams p) {
   if constexpr (kMath == TileMath::kE4m3 && !kHasFastE4m3) return;
   GPU_DYN_SMEM(uint8_t, shared);

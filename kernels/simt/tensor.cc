@@ -212,8 +212,6 @@ void MultiplyE4m3(float* d, const uint32_t* a, const uint32_t* b, Site site) {
 
 float E4m3Value(uint8_t code) { return E4m3Values()[code]; }
 
-uint16_t E4m3ToF16(uint8_t code) {
-  return __half_raw(__float2half_rn(E4m3Values()[code])).x;
-}
+uint16_t E4m3ToF16(uint8_t code) { return __half_raw(__float2half_rn(E4m3Values()[code])).x; }
 
 }  // namespace lapidary::simt
