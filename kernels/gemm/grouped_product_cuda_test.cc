@@ -83,8 +83,8 @@ void Check(const Case& c, const GroupedPlan& plan, const Chip& chip) {
   SCOPED_TRACE(testing::Message() << "n " << c.n << " k " << c.k << " slots " << c.used()
                                   << (c.gated ? " gated" : " bf16 out")
                                   << (c.number == GpuNumber::kE4m3 ? " e4m3" : " bf16")
-                                  << " token_tile " << plan.token_tile
-                                  << (plan.wgmma ? " wgmma" : "") << " sm_"
+                                  << " token_tile " << plan.token_tile << " row_tile "
+                                  << plan.row_tile << (plan.wgmma ? " wgmma" : "") << " sm_"
                                   << chip.compute_capability);
   const Problem problem(c);
   const std::vector<uint16_t> y = Product(c, problem, plan, chip);
@@ -116,14 +116,17 @@ void Check(const Case& c, const GroupedPlan& plan, const Chip& chip) {
   }
 }
 
+GroupedPlan Tile(int token_tile) { return {token_tile, false, GroupedRowTile(token_tile)}; }
+
 // Every variant that the chips have.
 std::vector<std::pair<Chip, GroupedPlan>> Variants(GpuNumber number) {
   std::vector<std::pair<Chip, GroupedPlan>> variants;
   for (const Chip& chip : TestChips()) {
-    for (const int token_tile : {8, 16, 32, 64, 128}) {
-      variants.push_back({chip, {token_tile, false}});
+    variants.push_back({chip, {8, false, 16}});
+    for (const int token_tile : {8, 16, 32, 64, 128}) variants.push_back({chip, Tile(token_tile)});
+    if (chip.has_wgmma() && number == GpuNumber::kBf16) {
+      variants.push_back({chip, {128, true, 128}});
     }
-    if (chip.has_wgmma() && number == GpuNumber::kBf16) variants.push_back({chip, {128, true}});
   }
   return variants;
 }
@@ -179,7 +182,7 @@ TEST_P(GroupedProductTest, EmptyAndCrowdedExperts) {
              .tokens = 3,
              .gated = true,
              .spare = 6},
-            {token_tile, false}, chip);
+            Tile(token_tile), chip);
     }
   }
 }
@@ -286,20 +289,22 @@ TEST(GroupedLaunchTest, RefusesWhatItCannotDo) {
   good.begin = begin;
   good.in = {.x = memory, .stride = 16};
   good.out = {.y = memory, .stride = 16};
-  EXPECT_EQ(LaunchGroupedProduct(good, {8, false}, ada, nullptr), cudaSuccess);  // no slots
+  EXPECT_EQ(LaunchGroupedProduct(good, {8, false, 64}, ada, nullptr), cudaSuccess);  // no slots
   const auto refused = [&](const Chip& chip, GroupedPlan plan, auto change) {
     GroupedParams p = good;
     change(p);
     EXPECT_EQ(LaunchGroupedProduct(p, plan, chip, nullptr), cudaErrorInvalidValue);
   };
-  refused(ada, {8, false}, [](auto& p) { p.w.tiled = false, p.w.k_stride = 16; });
-  refused(ada, {8, false}, [](auto& p) { p.experts = 257; });
-  refused(ada, {8, false}, [](auto& p) { p.begin = nullptr; });
-  refused(ada, {8, false}, [](auto& p) { p.max_slots = -1; });
-  refused(ada, {8, false}, [](auto& p) { p.out.epilogue = ProductEpilogue::kFp32; });
-  refused(ada, {24, false}, [](auto&) {});
-  refused(ada, {128, true}, [](auto&) {});
-  refused(hopper, {64, true}, [](auto&) {});
+  refused(ada, {8, false, 64}, [](auto& p) { p.w.tiled = false, p.w.k_stride = 16; });
+  refused(ada, {8, false, 64}, [](auto& p) { p.experts = 257; });
+  refused(ada, {8, false, 64}, [](auto& p) { p.begin = nullptr; });
+  refused(ada, {8, false, 64}, [](auto& p) { p.max_slots = -1; });
+  refused(ada, {8, false, 64}, [](auto& p) { p.out.epilogue = ProductEpilogue::kFp32; });
+  refused(ada, {24, false, 64}, [](auto&) {});
+  refused(ada, {16, false, 16}, [](auto&) {});
+  refused(ada, {128, false, 64}, [](auto&) {});
+  refused(ada, {128, true, 128}, [](auto&) {});
+  refused(hopper, {64, true, 64}, [](auto&) {});
 }
 
 TEST(GroupedPlanTest, TilesFollowTheCrowd) {
@@ -308,10 +313,15 @@ TEST(GroupedPlanTest, TilesFollowTheCrowd) {
   const auto plan = [](int64_t tokens, const Chip& chip) {
     GroupedParams p;
     p.experts = 128;
+    p.w.n = 1408;
     p.max_slots = tokens * 8;
     return PlanGrouped(p, chip);
   };
   EXPECT_EQ(plan(1, hopper).token_tile, 8);
+  EXPECT_EQ(plan(1, hopper).row_tile, 64);  // 8 experts of 22 tiles
+  GroupedParams share;                      // of eight ranks: one expert of 22 tiles, usually
+  share.experts = 16, share.w.n = 1408, share.max_slots = 8, share.expected_slots = 1;
+  EXPECT_EQ(PlanGrouped(share, hopper).row_tile, 16);
   EXPECT_EQ(plan(64, hopper).token_tile, 8);
   EXPECT_EQ(plan(128, hopper).token_tile, 16);
   EXPECT_EQ(plan(256, hopper).token_tile, 32);
@@ -321,7 +331,8 @@ TEST(GroupedPlanTest, TilesFollowTheCrowd) {
   EXPECT_TRUE(plan(8192, hopper).wgmma);
   EXPECT_EQ(plan(8192, ada).token_tile, 128);
   EXPECT_FALSE(plan(8192, ada).wgmma);
-  for (const int tile : {8, 16, 32, 64, 128}) EXPECT_LE(GroupedSharedBytes(tile), 99 << 10);
+  for (const int tile : {8, 16, 32, 64, 128})
+    EXPECT_LE(GroupedSharedBytes(GroupedRowTile(tile), tile), 99 << 10);
 }
 
 // The bound holds for every way to spread slots over experts.

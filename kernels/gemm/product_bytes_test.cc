@@ -53,7 +53,7 @@ TEST(ProductBytesTest, ActiveExpertsAreReadOnce) {
         p.out = {.y = y.as(), .stride = p.w.n / 2, .epilogue = ProductEpilogue::kGatedGelu};
         p.max_slots = used + 40;
         simt::ResetLaunchCounts();
-        ASSERT_EQ(LaunchGroupedProduct(p, {token_tile, false}, chip, nullptr), cudaSuccess);
+        ASSERT_EQ(LaunchGroupedProduct(p, {token_tile, false, 64}, chip, nullptr), cudaSuccess);
         ASSERT_EQ(cudaDeviceSynchronize(), cudaSuccess);
         const simt::KernelCounts counts = simt::CountsOf("grouped_product");
         const int64_t weights = tiles * p.w.bytes();

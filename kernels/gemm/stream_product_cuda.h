@@ -106,6 +106,7 @@ struct GroupedParams {
 struct GroupedPlan {
   int token_tile = 8;  // tokens of one expert a block takes: 8, 16, 32 (weights stream), 64, 128
   bool wgmma = false;  // sm_90a, bf16, 128 tokens: warpgroup products
+  int row_tile = 64;   // outputs a block; 8 tokens: 64 or, to fill the chip, 16; 128 tokens: 128
 };
 // Experts whose slots the device can look up: begin[] fits a warp.
 inline constexpr int kMaxGroupedExperts = 256;

@@ -48,9 +48,14 @@ GroupedPlan PlanGrouped(const GroupedParams& p, const Chip& chip) {
   const int64_t each = 2 * slots / std::max(p.experts, 1);
   GroupedPlan plan;
   plan.token_tile = each <= 32 ? std::min(StreamTokenTile(each), 32) : each <= 64 ? 64 : 128;
-  while (plan.token_tile > 8 && GroupedSharedBytes(plan.token_tile) > chip.shared_bytes) {
+  plan.row_tile = GroupedRowTile(plan.token_tile);
+  while (plan.token_tile > 8 &&
+         GroupedSharedBytes(plan.row_tile, plan.token_tile) > chip.shared_bytes) {
     plan.token_tile /= 2;
+    plan.row_tile = GroupedRowTile(plan.token_tile);
   }
+  const int64_t blocks = GroupedItems(slots, p.experts, plan.token_tile) * p.w.tiles_n();
+  if (plan.token_tile == 8 && blocks < chip.processors) plan.row_tile = 16;
   plan.wgmma = plan.token_tile == 128 && chip.has_wgmma() && p.w.number == GpuNumber::kBf16 &&
                kGroupedWgmmaSharedBytes <= chip.shared_bytes;
   return plan;

@@ -26,13 +26,20 @@ LAPIDARY_HOST_DEVICE int StreamSharedBytes(int row_tile, int token_tile) {
   return buffers * (StreamStageBytes(row_tile, token_tile) + 8);  // 8: the buffer's mbarrier
 }
 
-// -- Experts. Tiles of up to 32 tokens stream as above, by blocks of 64 outputs; larger ones are
-// blocks of token_tile x token_tile (64 or 128) with a ring of kGroupedStages.
+// -- Experts. Tiles of up to 32 tokens stream as above, by blocks of 64 or 16 outputs; larger
+// ones are blocks of token_tile x token_tile (64 or 128) with a ring of kGroupedStages.
 inline constexpr int kGroupedStages = 3;
 LAPIDARY_HOST_DEVICE int GroupedRowTile(int token_tile) { return token_tile <= 64 ? 64 : 128; }
-LAPIDARY_HOST_DEVICE int GroupedSharedBytes(int token_tile) {
-  return token_tile <= 32 ? StreamSharedBytes(64, token_tile)
-                          : kGroupedStages * (GroupedRowTile(token_tile) + token_tile) * 128;
+LAPIDARY_HOST_DEVICE bool GroupedTilesExist(int row_tile, int token_tile) {
+  if (token_tile != 8 && token_tile != 16 && token_tile != 32 && token_tile != 64 &&
+      token_tile != 128) {
+    return false;
+  }
+  return row_tile == GroupedRowTile(token_tile) || (row_tile == 16 && token_tile == 8);
+}
+LAPIDARY_HOST_DEVICE int GroupedSharedBytes(int row_tile, int token_tile) {
+  return token_tile <= 32 ? StreamSharedBytes(row_tile, token_tile)
+                          : kGroupedStages * (row_tile + token_tile) * 128;
 }
 // The ring, two mbarriers for each of its buffers, and the x rows.
 inline constexpr int kGroupedWgmmaSharedBytes = kGroupedStages * ((128 + 128) * 128 + 2 * 8) + 512;

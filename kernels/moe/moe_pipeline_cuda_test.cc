@@ -160,10 +160,10 @@ TEST(MoePipelineTest, FollowsTheReference) {
   const std::vector<Chip> chips = TestChips();
   if (chips.empty()) GTEST_SKIP() << "no device";
   for (const Chip& chip : chips) {
-    CheckPipeline(1, {8, false}, chip);
-    CheckPipeline(21, {16, false}, chip);
-    CheckPipeline(50, {64, false}, chip);
-    if (chip.has_wgmma()) CheckPipeline(300, {128, true}, chip);
+    CheckPipeline(1, {8, false, 16}, chip);
+    CheckPipeline(21, {16, false, 64}, chip);
+    CheckPipeline(50, {64, false, 64}, chip);
+    if (chip.has_wgmma()) CheckPipeline(300, {128, true, 128}, chip);
   }
 }
 

@@ -58,12 +58,14 @@ class StreamLoader {
     }
     x_ = static_cast<const uint8_t*>(in.x) + chunk * kChunk;
     x_stride_ = in.stride * w.element_bytes();
+    tokens_left_ = work.count - row;
+    if constexpr (kGathers) {
 #pragma unroll
-    for (int j = 0; j < kTokens / 4; ++j) {
-      const int token = row + 4 * j;
-      const bool there = token < work.count;
-      x_row_[j] = there ? static_cast<int32_t>(work.XRow(token)) : 0;
-      tokens_ |= static_cast<uint32_t>(there) << j;
+      for (int j = 0; j < kTokens / 4; ++j) {
+        x_row_[j] = 4 * j < tokens_left_ ? static_cast<int32_t>(work.XRow(row + 4 * j)) : 0;
+      }
+    } else {
+      x_ += (work.first_slot + row) * x_stride_;
     }
   }
 
@@ -99,12 +101,21 @@ class StreamLoader {
     const uint8_t* x = x_ + int64_t{tile} * kTileRowBytes;
 #pragma unroll
     for (int j = 0; j < kTokens / 4; ++j) {
-      gpu::CpAsyncUpTo16(buffer + kWeightBytes + ChunkOffset(row + 4 * j, chunk),
-                         x + x_row_[j] * x_stride_, tokens_ >> j & 1 ? bytes : 0);
+      const uint8_t* source = x;
+      if constexpr (kGathers) {
+        source += x_row_[j] * x_stride_;
+      } else {
+        x += 4 * x_stride_;
+      }
+      gpu::CpAsyncUpTo16(buffer + kWeightBytes + ChunkOffset(row + 4 * j, chunk), source,
+                         4 * j < tokens_left_ ? bytes : 0);
     }
   }
 
  private:
+  // Slots have rows of their own; those of one matrix follow each other.
+  static constexpr bool kGathers = kSource != WeightSource::kAny;
+
   const int lane_;
   const bool tiled_;
   const int64_t k_bytes_;
@@ -113,8 +124,8 @@ class StreamLoader {
   int rows_left_ = 0;                 // in the matrix from this lane's first row on
   const uint8_t* x_ = nullptr;
   int64_t x_stride_ = 0;
-  int32_t x_row_[kTokens / 4];
-  uint32_t tokens_ = 0;  // bit j: token row + 4 j is there
+  int32_t x_row_[kGathers ? kTokens / 4 : 1];
+  int tokens_left_ = 0;  // of the block from this lane's first one on
 };
 
 // Sums of four warps as [warp][token][kRows + 4]: the 4 keeps the banks of a fragment apart.
