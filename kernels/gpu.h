@@ -27,6 +27,7 @@ using TypeOf = typename TypeId<T>::Type;
 #if defined(__CUDACC__)
 
 #include <cuda_bf16.h>
+#include <cuda_fp16.h>
 #include <cuda_fp8.h>
 #include <cuda_runtime.h>
 
@@ -87,6 +88,12 @@ GPU_DEVICE uint32_t SharedAddress(const void* p) {
 // 16 bytes global to shared, both aligned; zeros when !take (src is not read then).
 GPU_DEVICE void CpAsync16(void* dst, const void* src, bool take = true) {
   const int bytes = take ? 16 : 0;
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(SharedAddress(dst)), "l"(src),
+               "r"(bytes)
+               : "memory");
+}
+// The same for the first `bytes` (0 to 16) of src: no more is read, the rest of dst becomes zeros.
+GPU_DEVICE void CpAsyncUpTo16(void* dst, const void* src, int bytes) {
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(SharedAddress(dst)), "l"(src),
                "r"(bytes)
                : "memory");
@@ -194,6 +201,14 @@ GPU_DEVICE void MmaBf16(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint
       : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
+// The same with fp16 operands.
+GPU_DEVICE void MmaF16(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+  asm volatile(
+      "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
+      "{%8, %9}, {%0, %1, %2, %3};"
+      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
 #if GPU_HAS_E4M3
 // d [16, 8] += a [16, 32] * b [32, 8], e4m3, fp32 sums: as above with 4 elements a register (k 4
 // t.., k + 16).
@@ -237,10 +252,56 @@ GPU_DEVICE void WgmmaM64N64K16(float (&d)[32], uint64_t a, uint64_t b) {
         "+f"(d[28]), "+f"(d[29]), "+f"(d[30]), "+f"(d[31])
       : "l"(a), "l"(b));
 }
+// The same for [64, 128] += [64, 16] * [128, 16]^T.
+GPU_DEVICE void WgmmaM64N128K16(float (&d)[64], uint64_t a, uint64_t b) {
+  asm volatile(
+      "wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 "
+      "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, "
+      "%18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, %32, %33, "
+      "%34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, %48, %49, "
+      "%50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63}, %64, %65, 1, 1, 1, "
+      "0, 0;"
+      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]),
+        "+f"(d[7]), "+f"(d[8]), "+f"(d[9]), "+f"(d[10]), "+f"(d[11]), "+f"(d[12]), "+f"(d[13]),
+        "+f"(d[14]), "+f"(d[15]), "+f"(d[16]), "+f"(d[17]), "+f"(d[18]), "+f"(d[19]), "+f"(d[20]),
+        "+f"(d[21]), "+f"(d[22]), "+f"(d[23]), "+f"(d[24]), "+f"(d[25]), "+f"(d[26]), "+f"(d[27]),
+        "+f"(d[28]), "+f"(d[29]), "+f"(d[30]), "+f"(d[31]), "+f"(d[32]), "+f"(d[33]), "+f"(d[34]),
+        "+f"(d[35]), "+f"(d[36]), "+f"(d[37]), "+f"(d[38]), "+f"(d[39]), "+f"(d[40]), "+f"(d[41]),
+        "+f"(d[42]), "+f"(d[43]), "+f"(d[44]), "+f"(d[45]), "+f"(d[46]), "+f"(d[47]), "+f"(d[48]),
+        "+f"(d[49]), "+f"(d[50]), "+f"(d[51]), "+f"(d[52]), "+f"(d[53]), "+f"(d[54]), "+f"(d[55]),
+        "+f"(d[56]), "+f"(d[57]), "+f"(d[58]), "+f"(d[59]), "+f"(d[60]), "+f"(d[61]), "+f"(d[62]),
+        "+f"(d[63])
+      : "l"(a), "l"(b));
+}
 #endif
 
 // -- Arithmetic.
 
+// Four e4m3 codes as fp16 without an instruction for it: sign, exponent and mantissa moved to their
+// places give 2^-8 of the value, subnormal ones included; one exact multiplication mends that.
+GPU_DEVICE void WidenE4m3ByBits(uint32_t codes, uint32_t* low, uint32_t* high) {
+  const auto widen = [](uint32_t v) {  // codes in the high bytes of both halves
+    const uint32_t bits = (v & 0x80008000u) | ((v >> 1) & 0x3f803f80u);
+    __half2 pair;
+    memcpy(&pair, &bits, 4);
+    pair = __hmul2(pair, __float2half2_rn(256.0f));
+    uint32_t r;
+    memcpy(&r, &pair, 4);
+    return r;
+  };
+  *low = widen(__byte_perm(codes, 0, 0x1404));
+  *high = widen(__byte_perm(codes, 0, 0x3424));
+}
+// Four e4m3 codes as fp16, exactly: codes 0 and 1 in `low`, 2 and 3 in `high`. A NaN stays one
+// where the chip converts by itself (sm_89); sm_80 takes it for 480.
+GPU_DEVICE void WidenE4m3(uint32_t codes, uint32_t* low, uint32_t* high) {
+#if GPU_HAS_E4M3
+  asm("cvt.rn.f16x2.e4m3x2 %0, %1;" : "=r"(*low) : "h"(static_cast<uint16_t>(codes)));
+  asm("cvt.rn.f16x2.e4m3x2 %0, %1;" : "=r"(*high) : "h"(static_cast<uint16_t>(codes >> 16)));
+#else
+  WidenE4m3ByBits(codes, low, high);
+#endif
+}
 // 2^x, relative error about 2^-22; subnormal results become 0.
 GPU_DEVICE float Exp2Approx(float x) {
   float y;

@@ -6,6 +6,7 @@
 //
 // fp32 inside. Equal logits: the lower expert. A row does not depend on the others; tokens == 0 is
 // a no-op. Errors: cudaErrorInvalidValue for a bad size, else the launch's own.
+// Ran on: emulation; no GPU yet
 #pragma once
 #include <cuda_bf16.h>
 #include <cuda_runtime_api.h>
@@ -23,7 +24,8 @@ struct RouterParams {
   const float* factor = nullptr;  // [experts]
   float eps = 1e-6f;
   int64_t tokens = 0, dim = 0;
-  int experts = 0, top_k = 0;  // experts up to 256, top_k up to 16
+  int experts = 0, top_k = 0;  // experts up to 256, top_k up to 16 and no more than experts
+  float* logits = nullptr;     // [tokens, experts]: workspace; holds the logits afterwards
   int32_t* chosen = nullptr;   // [tokens, top_k], ascending expert ids
   float* weight = nullptr;     // [tokens, top_k], in the same order
 };
@@ -34,7 +36,8 @@ struct ExpertSortParams {
   int64_t tokens = 0;
   int top_k = 0;
   int first_expert = 0, experts = 0;  // of this rank
-  int32_t* begin = nullptr;           // [experts + 1]: slots of expert first_expert + e
+  int32_t* begin = nullptr;           // [experts + 1]: slots of expert first_expert + e; experts
+                                      // may be 0
   int32_t* token_of = nullptr;        // [tokens * top_k]: token of a slot
   int32_t* slot_of = nullptr;         // [tokens, top_k]: slot, or -1: another rank's expert
 };
@@ -47,7 +50,8 @@ struct ExpertCombineParams {
   const float* weight = nullptr;     // [tokens, top_k]
   int64_t tokens = 0, dim = 0;
   int top_k = 0;
-  __nv_bfloat16* y = nullptr;  // [tokens, y_stride]
+  // [tokens, y_stride]; columns [dim, y_stride) up to the next multiple of 8 become 0.
+  __nv_bfloat16* y = nullptr;
   int64_t y_stride = 0;
 };
 cudaError_t LaunchExpertCombine(const ExpertCombineParams& p, cudaStream_t stream);

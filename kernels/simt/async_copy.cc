@@ -11,11 +11,8 @@ namespace lapidary::simt {
 namespace {
 
 void Do(const AsyncCopy& c) {
-  if (c.take) {
-    memcpy(c.target, c.source, c.bytes);
-  } else {
-    memset(c.target, 0, c.bytes);
-  }
+  if (c.taken > 0) memcpy(c.target, c.source, c.taken);
+  memset(static_cast<unsigned char*>(c.target) + c.taken, 0, c.bytes - c.taken);
 }
 
 }  // namespace
@@ -48,21 +45,30 @@ void CopyQueue::FinishAll() {
   Reset();
 }
 
-void CopyAsync(void* target, const void* source, uint32_t bytes, bool take, Site site) {
+void CopyAsync(void* target, const void* source, uint32_t bytes, uint32_t taken, Site site) {
   BlockState& b = CurrentBlock();
   if (reinterpret_cast<uintptr_t>(target) % bytes != 0) {
     Fail(site, "cp.async: target %p is not aligned to %u", target, bytes);
   }
-  if (take && reinterpret_cast<uintptr_t>(source) % bytes != 0) {
+  if (taken > bytes) {
+    Fail(site, "cp.async: %u bytes of %u", taken, bytes);
+    return;
+  }
+  if (taken > 0 && reinterpret_cast<uintptr_t>(source) % bytes != 0) {
     Fail(site, "cp.async: source %p is not aligned to %u", source, bytes);
   }
   if (!InShared(target, bytes)) {
     Fail(site, "cp.async: the target is not in the block's shared memory");
     return;
   }
-  if (take) b.bytes_read += bytes;
-  if (monitor) monitor->OnCopyIssue(target, take ? source : nullptr, bytes, site);
-  const AsyncCopy copy{target, source, bytes, take};
+  b.bytes_read += taken;
+  if (monitor) {
+    // A part of a chunk is read like any access; the rest is like zeros.
+    const bool part = taken > 0 && taken < bytes;
+    if (part) monitor->OnAccess(source, taken, Access::kRead, site, nullptr);
+    monitor->OnCopyIssue(target, taken == bytes ? source : nullptr, bytes, site);
+  }
+  const AsyncCopy copy{target, source, bytes, taken};
   if (CurrentPolicy().lazy) {
     memset(target, 0xff, bytes);
   } else {

@@ -13,7 +13,7 @@ struct AsyncCopy {
   void* target;
   const void* source;
   uint32_t bytes;
-  bool take;  // else zeros
+  uint32_t taken;  // from the source; the rest becomes zeros
 };
 
 // Copies of one thread, oldest first; the first groups_ are committed.
@@ -36,7 +36,7 @@ class CopyQueue {
   size_t first_group_ = 0;         // not yet done
 };
 
-void CopyAsync(void* target, const void* source, uint32_t bytes, bool take, Site site);
+void CopyAsync(void* target, const void* source, uint32_t bytes, uint32_t taken, Site site);
 void CopyAsyncCommit();
 void CopyAsyncWait(int pending);
 

@@ -40,7 +40,10 @@ LAPIDARY_SIMT_INLINE uint32_t SharedAddress(const void* p) {
 
 LAPIDARY_SIMT_INLINE void CpAsync16(void* dst, const void* src, bool take = true,
                                     LAPIDARY_SIMT_SITE) {
-  simt::CopyAsync(dst, src, 16, take, site);
+  simt::CopyAsync(dst, src, 16, take ? 16 : 0, site);
+}
+LAPIDARY_SIMT_INLINE void CpAsyncUpTo16(void* dst, const void* src, int bytes, LAPIDARY_SIMT_SITE) {
+  simt::CopyAsync(dst, src, 16, static_cast<uint32_t>(bytes), site);
 }
 inline void CpAsyncCommit() { simt::CopyAsyncCommit(); }
 template <int kPending>
@@ -93,6 +96,11 @@ LAPIDARY_SIMT_INLINE void MmaBf16(float (&d)[4], const uint32_t (&a)[4], uint32_
   const uint32_t b[2] = {b0, b1};
   simt::MultiplyBf16(d, a, b, site);
 }
+LAPIDARY_SIMT_INLINE void MmaF16(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1,
+                                 LAPIDARY_SIMT_SITE) {
+  const uint32_t b[2] = {b0, b1};
+  simt::MultiplyF16(d, a, b, site);
+}
 LAPIDARY_SIMT_INLINE void MmaE4m3(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1,
                                   LAPIDARY_SIMT_SITE) {
   const uint32_t b[2] = {b0, b1};
@@ -114,7 +122,18 @@ LAPIDARY_SIMT_INLINE void FenceProxyAsync() {
 }
 LAPIDARY_SIMT_INLINE void WgmmaM64N64K16(float (&d)[32], uint64_t a, uint64_t b,
                                          LAPIDARY_SIMT_SITE) {
-  simt::MultiplyWarpgroup(d, a, b, site);
+  simt::MultiplyWarpgroup(d, 32, a, b, site);
+}
+LAPIDARY_SIMT_INLINE void WgmmaM64N128K16(float (&d)[64], uint64_t a, uint64_t b,
+                                          LAPIDARY_SIMT_SITE) {
+  simt::MultiplyWarpgroup(d, 64, a, b, site);
+}
+
+inline void WidenE4m3(uint32_t codes, uint32_t* low, uint32_t* high) {
+  *low = simt::E4m3ToF16(static_cast<uint8_t>(codes)) |
+         uint32_t{simt::E4m3ToF16(static_cast<uint8_t>(codes >> 8))} << 16;
+  *high = simt::E4m3ToF16(static_cast<uint8_t>(codes >> 16)) |
+          uint32_t{simt::E4m3ToF16(static_cast<uint8_t>(codes >> 24))} << 16;
 }
 
 // Subnormal results become 0, as with .ftz; the last bits are the host's.

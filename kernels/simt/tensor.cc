@@ -1,5 +1,7 @@
 #include "kernels/simt/tensor.h"
 
+#include <cuda_fp16.h>
+
 #include <array>
 #include <cmath>
 #include <cstring>
@@ -78,7 +80,9 @@ struct Accumulators {
   }
 };
 
-void MultiplyBf16All(void** operand, uint32_t, Site) {
+// `low` and `high`: the values of a register's halves.
+template <class Low, class High>
+void Multiply16All(void** operand, Low low, High high) {
   alignas(32) float a[16][16];
   alignas(32) float b[16][8];
   for (int lane = 0; lane < kLanes; ++lane) {
@@ -86,18 +90,35 @@ void MultiplyBf16All(void** operand, uint32_t, Site) {
     const int g = lane / 4, t2 = lane % 4 * 2;
     for (int i = 0; i < 4; ++i) {
       float* to = &a[g + i % 2 * 8][t2 + i / 2 * 8];
-      to[0] = Bits(o->a[i] << 16);
-      to[1] = Bits(o->a[i] & 0xffff0000u);
+      to[0] = low(o->a[i]);
+      to[1] = high(o->a[i]);
     }
     for (int i = 0; i < 2; ++i) {
-      b[t2 + i * 8][g] = Bits(o->b[i] << 16);
-      b[t2 + i * 8 + 1][g] = Bits(o->b[i] & 0xffff0000u);
+      b[t2 + i * 8][g] = low(o->b[i]);
+      b[t2 + i * 8 + 1][g] = high(o->b[i]);
     }
   }
   Accumulators d;
   d.Gather(operand);
   d.Add(a, b);
   d.Scatter(operand);
+}
+
+void MultiplyBf16All(void** operand, uint32_t, Site) {
+  Multiply16All(
+      operand, [](uint32_t v) { return Bits(v << 16); },
+      [](uint32_t v) { return Bits(v & 0xffff0000u); });
+}
+
+float F16(uint16_t bits) {
+  __half_raw raw;
+  raw.x = bits;
+  return __half2float(__half(raw));
+}
+void MultiplyF16All(void** operand, uint32_t, Site) {
+  Multiply16All(
+      operand, [](uint32_t v) { return F16(static_cast<uint16_t>(v)); },
+      [](uint32_t v) { return F16(static_cast<uint16_t>(v >> 16)); });
 }
 
 std::array<float, 256> MakeE4m3Values() {
@@ -179,11 +200,18 @@ void MultiplyBf16(float* d, const uint32_t* a, const uint32_t* b, Site site) {
   MeetWarp(site, &operand, &MultiplyBf16All);
 }
 
+void MultiplyF16(float* d, const uint32_t* a, const uint32_t* b, Site site) {
+  MultiplyOperand operand{d, a, b};
+  MeetWarp(site, &operand, &MultiplyF16All);
+}
+
 void MultiplyE4m3(float* d, const uint32_t* a, const uint32_t* b, Site site) {
   MultiplyOperand operand{d, a, b};
   MeetWarp(site, &operand, &MultiplyE4m3All);
 }
 
 float E4m3Value(uint8_t code) { return E4m3Values()[code]; }
+
+uint16_t E4m3ToF16(uint8_t code) { return __half_raw(__float2half_rn(E4m3Values()[code])).x; }
 
 }  // namespace lapidary::simt

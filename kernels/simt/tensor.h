@@ -11,11 +11,14 @@ namespace lapidary::simt {
 void LoadMatrices(uint32_t* r, int count, const void* row, bool transpose, Site site);
 uint32_t TransposeMatrix(uint32_t v, Site site);
 
-// d [16, 8] += a b, sums in fp32, k ascending. bf16: k 16; e4m3: k 32.
+// d [16, 8] += a b, sums in fp32, k ascending. bf16, fp16: k 16; e4m3: k 32.
 void MultiplyBf16(float* d, const uint32_t* a, const uint32_t* b, Site site);
+void MultiplyF16(float* d, const uint32_t* a, const uint32_t* b, Site site);
 void MultiplyE4m3(float* d, const uint32_t* a, const uint32_t* b, Site site);
 
 // The value of an e4m3 code.
 float E4m3Value(uint8_t code);
+// The fp16 bits of the same value: it is always one.
+uint16_t E4m3ToF16(uint8_t code);
 
 }  // namespace lapidary::simt

@@ -15,10 +15,11 @@ namespace lapidary::simt {
 
 struct ThreadState;
 
-// d [64, 64] += a [64, 16] b [64, 16]^T.
+// d [64, columns] += a [64, 16] b [columns, 16]^T.
 struct WarpgroupProduct {
   uint64_t a = 0, b = 0;
-  std::array<float*, 128> d{};  // 32 accumulators of each thread
+  int held = 0;                 // accumulators of a thread: columns / 2, 32 or 64
+  std::array<float*, 128> d{};  // of each thread
   Site site;
   bool done = false;
 };
@@ -37,7 +38,8 @@ struct WarpgroupState {
 struct WgmmaQueue {
   struct Accumulators {
     float* d;
-    std::array<float, 32> value;
+    std::array<float, 64> value;
+    int held;
     size_t last;  // product that adds to it
   };
   std::vector<Accumulators> pending;
@@ -58,7 +60,8 @@ uint32_t OperandOffset(uint64_t descriptor, int row, int k);
 
 uint64_t MakeDescriptor(const void* tile, uint32_t stride_bytes, Site site);
 void FenceProducts();
-void MultiplyWarpgroup(float* d, uint64_t a, uint64_t b, Site site);
+// `held`: accumulators of a thread, 32 (64 columns) or 64 (128 columns).
+void MultiplyWarpgroup(float* d, int held, uint64_t a, uint64_t b, Site site);
 void CommitProducts();
 void WaitProducts(int pending, Site site);
 void CheckProductsAtExit(ThreadState& thread);
