@@ -1,0 +1,16 @@
+// Threads that spin must let others run, and must not spin for ever.
+#pragma once
+#include "kernels/simt/site.h"
+
+namespace lapidary::simt {
+
+// One turn of a waiting loop: others run; too many without progress are a livelock.
+void SpinOnce();
+
+// An operation that a waiting loop may consist of: each 64th lets others run.
+void NoteSpin();
+
+// __trap(): the launch fails.
+[[noreturn]] void StopBlock(Site site);
+
+}  // namespace lapidary::simt

@@ -1,0 +1,118 @@
+#include "kernels/simt/warp.h"
+
+#include <cstdio>
+
+#include "kernels/simt/block_state.h"
+#include "kernels/simt/failure.h"
+#include "kernels/simt/monitor.h"
+
+namespace lapidary::simt {
+namespace {
+
+// Where lanes of this mask meet: an open meeting with the mask, or an empty place.
+Meeting& FindMeeting(WarpState& warp, uint32_t mask, uint32_t self, Site site) {
+  Meeting* empty = nullptr;
+  for (Meeting& m : warp.partial) {
+    if (m.arrived == 0) {
+      if (!empty) empty = &m;
+    } else if (m.mask == mask) {
+      return m;
+    } else if (m.mask & warp.live & self) {
+      FailBlock(site, "lanes meet with different masks: %08x here, %08x at line %d", mask, m.mask,
+                m.site.line);
+    }
+  }
+  if ((mask & warp.live) == warp.live) return warp.whole;
+  if (!empty)
+    FailBlock(site, "more than %zu groups of lanes meet at once", std::size(warp.partial));
+  return *empty;
+}
+
+void Complete(uint32_t warp_index, WarpState& warp, Meeting& m) {
+  const uint32_t lanes = m.arrived;
+  m.arrived = 0;
+  if (m.complete) m.complete(warp.operand, lanes, m.site);
+  WakeLanes(warp_index, lanes);
+}
+
+}  // namespace
+
+void MeetLanes(uint32_t mask, Site site, void* operand, Completion complete) {
+  const Thread& self = *current_thread;
+  WarpState& warp = CurrentBlock().warps[self.warp];
+  const uint32_t bit = 1u << self.lane;
+  if (!(mask & bit)) {
+    Fail(site, "lane %u is not in its own mask %08x", self.lane, mask);
+    mask |= bit;
+  }
+  Meeting& whole = warp.whole;
+  Meeting& m =
+      whole.arrived != 0 && whole.mask == mask ? whole : FindMeeting(warp, mask, bit, site);
+  if (m.arrived == 0) {
+    m.mask = mask;
+    m.site = site;
+    m.complete = complete;
+  } else if (m.mask != mask) {
+    FailBlock(site, "lanes meet with different masks: %08x here, %08x at line %d", mask, m.mask,
+              m.site.line);
+  } else if (m.complete != complete) {
+    FailBlock(site, "lanes of mask %08x meet at different operations: line %d", mask, m.site.line);
+  }
+  warp.operand[self.lane] = operand;
+  m.arrived |= bit;
+  if (m.arrived == (m.mask & warp.live)) {
+    Complete(self.warp, warp, m);
+  } else {
+    Suspend();
+  }
+}
+
+void MeetWarp(Site site, void* operand, Completion complete) {
+  const Thread& self = *current_thread;
+  WarpState& warp = CurrentBlock().warps[self.warp];
+  if (warp.live != 0xffffffffu) {
+    FailBlock(site, "an instruction for the whole warp, but only lanes %08x live", warp.live);
+  }
+  Meeting& m = warp.whole;
+  if (m.arrived != 0 && !(m.site == site && m.complete == complete)) {
+    FailBlock(site, "an instruction for the whole warp, but other lanes are at line %d",
+              m.site.line);
+  }
+  MeetLanes(0xffffffffu, site, operand, complete);
+}
+
+void SyncWarp(uint32_t mask, Site site) {
+  MeetLanes(mask, site, nullptr, [](void**, uint32_t lanes, Site) {
+    if (monitor) monitor->OnWarpSync(current_thread->warp, lanes);
+  });
+}
+
+void LeaveMeetings() {
+  WarpState& warp = CurrentBlock().OwnWarp();
+  const uint32_t index = current_thread->warp;
+  auto leave = [&](Meeting& m) {
+    if (m.arrived != 0 && m.arrived == (m.mask & warp.live)) Complete(index, warp, m);
+  };
+  leave(warp.whole);
+  for (Meeting& m : warp.partial) leave(m);
+}
+
+std::string DescribeMeetings(const BlockState& b) {
+  std::string text;
+  int shown = 0;
+  for (size_t w = 0; w < b.warps.size(); ++w) {
+    const WarpState& warp = b.warps[w];
+    auto describe = [&](const Meeting& m) {
+      if (m.arrived == 0 || shown++ >= 6) return;
+      char line[200];
+      snprintf(line, sizeof line, "\n    warp %zu: lanes %08x wait at line %d for lanes %08x", w,
+               m.arrived, m.site.line, m.mask & warp.live & ~m.arrived);
+      text += line;
+    };
+    describe(warp.whole);
+    for (const Meeting& m : warp.partial) describe(m);
+  }
+  return text;
+}
+
+}  // namespace lapidary::simt

@@ -1,0 +1,62 @@
+// Hopper's warpgroup products: 128 threads, operands in shared memory through descriptors, results
+// in registers once their group has been waited for.
+//
+// Lazy: accumulators hold NaN from the product's issue to its wait, and the operands are read when
+// somebody waits. Eager: they are read, and the sums there, at once.
+#pragma once
+#include <array>
+#include <cstddef>
+#include <cstdint>
+#include <vector>
+
+#include "kernels/simt/site.h"
+
+namespace lapidary::simt {
+
+struct ThreadState;
+
+// d [64, 64] += a [64, 16] b [64, 16]^T.
+struct WarpgroupProduct {
+  uint64_t a = 0, b = 0;
+  std::array<float*, 128> d{};  // 32 accumulators of each thread
+  Site site;
+  bool done = false;
+};
+
+struct WarpgroupState {
+  uint32_t arrived = 0;
+  WarpgroupProduct meeting;  // the product that threads are issuing
+  std::vector<WarpgroupProduct> products;
+  void Reset() {
+    arrived = 0;
+    products.clear();
+  }
+};
+
+// What one thread has issued and not waited for.
+struct WgmmaQueue {
+  struct Accumulators {
+    float* d;
+    std::array<float, 32> value;
+    size_t last;  // product that adds to it
+  };
+  std::vector<Accumulators> pending;
+  std::vector<size_t> group_end;  // committed groups: products before
+  size_t issued = 0, waited = 0;  // products
+  bool fenced = false;
+  void Reset() {
+    pending.clear();
+    group_end.clear();
+    issued = waited = 0;
+    fenced = false;
+  }
+};
+
+uint64_t MakeDescriptor(const void* tile, uint32_t stride_bytes, Site site);
+void FenceProducts();
+void MultiplyWarpgroup(float* d, uint64_t a, uint64_t b, Site site);
+void CommitProducts();
+void WaitProducts(int pending, Site site);
+void CheckProductsAtExit(ThreadState& thread);
+
+}  // namespace lapidary::simt
