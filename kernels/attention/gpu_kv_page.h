@@ -4,6 +4,7 @@
 //   tile    [16 tokens][row_columns()]   columns [0, value_columns()): v in its own order; behind
 //                                        them the key columns
 //   scales  [16] of keys, [16] of values, fp32, e4m3 only: number = code * scale
+//           (kFolded: the same number twice, so that one scale stands before a score's whole sum)
 //
 //   kSplit   key column c is k[c]
 //   kFolded  v alone gives the keys that do not turn (k = RoPE(w_k * v)); the key columns are those
@@ -126,11 +127,8 @@ struct GpuKvLayout {
     const int c = ScoreBlock(place / 16) + place % 16;
     return c < head_dim && !Turns(c) ? c : -1;
   }
-  // Whether some place of the packed query, or column of a row, belongs to no column of a head.
-  LAPIDARY_HOST_DEVICE bool QueryHasGaps() const {
-    return head_dim % 16 != 0 || (format == KvFormat::kFolded &&
-                                  (rotated_pairs % 16 != 0 || head_dim / 2 % 16 != 0));
-  }
+  // Whether the packed query has such zeros.
+  LAPIDARY_HOST_DEVICE bool QueryHasGaps() const { return score_columns() != head_dim; }
 
   LAPIDARY_HOST_DEVICE bool operator==(const GpuKvLayout& o) const {
     return type == o.type && format == o.format && head_dim == o.head_dim &&

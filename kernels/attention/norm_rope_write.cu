@@ -160,23 +160,13 @@ struct Head {
   }
 };
 
-// Scale of a row's codes: largest / 448; 1 for zeros, NaN when a number is not finite.
-GPU_DEVICE float ScaleOfLargest(float largest, bool finite) {
-  largest = gpu::WarpMax(largest);
-  if (!__all_sync(0xffffffffu, finite)) return __uint_as_float(0x7fc00000u);
-  const float scale = largest / kLargestE4m3;
-  return scale > 0 ? scale : 1.0f;
-}
+// The largest number of a row that becomes codes, and whether all are finite: a lane's.
+struct Extent {
+  float largest = 0;
+  bool finite = true;
 
-// Writes columns of a token's row in a tile: Column(c) says where column c goes, < 0 nowhere.
-template <int kWidth, int kRounds, class Column>
-GPU_DEVICE void WriteRow(const Head<kWidth, kRounds>& head, const GpuKvLayout& layout,
-                         uint8_t* tile, int slot, float* scale_slot, const Column& column) {
-  const int half = layout.head_dim / 2, bytes = layout.element_bytes();
-  float scale = 1;
-  if (layout.type == GpuKvType::kE4m3) {
-    float largest = 0;
-    bool finite = true;
+  template <int kWidth, int kRounds, class Column>
+  GPU_DEVICE void Add(const Head<kWidth, kRounds>& head, int half, const Column& column) {
 #pragma unroll
     for (int r = 0; r < kRounds; ++r) {
       const int c = Head<kWidth, kRounds>::FirstColumn(r);
@@ -191,9 +181,21 @@ GPU_DEVICE void WriteRow(const Head<kWidth, kRounds>& head, const GpuKvLayout& l
         }
       }
     }
-    scale = ScaleOfLargest(largest, finite);
-    if (threadIdx.x % 32 == 0) gpu::Store(scale_slot, scale);
   }
+  // Of the row: largest / 448; 1 for zeros, NaN when a number is not finite.
+  GPU_DEVICE float Scale() const {
+    const float most = gpu::WarpMax(largest);
+    if (!__all_sync(0xffffffffu, finite)) return __uint_as_float(0x7fc00000u);
+    const float scale = most / kLargestE4m3;
+    return scale > 0 ? scale : 1.0f;
+  }
+};
+
+// Writes columns of a token's row in a tile: column(c) says where column c goes, < 0 nowhere.
+template <int kWidth, int kRounds, class Column>
+GPU_DEVICE void WriteRow(const Head<kWidth, kRounds>& head, const GpuKvLayout& layout,
+                         uint8_t* tile, int slot, float scale, const Column& column) {
+  const int half = layout.head_dim / 2, bytes = layout.element_bytes();
 #pragma unroll
   for (int r = 0; r < kRounds; ++r) {
     const int c = Head<kWidth, kRounds>::FirstColumn(r);
@@ -288,9 +290,27 @@ GPU_DEVICE void FinishKeyValue(const NormRopeWriteParams& p, int64_t token, int 
 
   uint8_t* tile =
       p.pool + page * p.page_bytes + p.layer_offset + int64_t{index} * layout.head_bytes();
-  float* scales = reinterpret_cast<float*>(tile + layout.tile_bytes());
-  WriteRow(k, layout, tile, slot, scales + slot, [&](int c) { return layout.KeyColumn(c); });
-  WriteRow(v, layout, tile, slot, scales + kPageTokens + slot, [](int c) { return c; });
+  const auto key_column = [&](int c) { return layout.KeyColumn(c); };
+  const auto value_column = [](int c) { return c; };
+  float key_scale = 1, value_scale = 1;
+  if (layout.type == GpuKvType::kE4m3) {
+    Extent keys, values;
+    keys.Add(k, half, key_column);
+    values.Add(v, half, value_column);
+    if (layout.format == KvFormat::kFolded) {
+      values.Add(k, half, key_column);
+      keys = values;
+    }
+    key_scale = keys.Scale();
+    value_scale = values.Scale();
+    float* scales = reinterpret_cast<float*>(tile + layout.tile_bytes());
+    if (threadIdx.x % 32 == 0) {
+      gpu::Store(scales + slot, key_scale);
+      gpu::Store(scales + kPageTokens + slot, value_scale);
+    }
+  }
+  WriteRow(k, layout, tile, slot, key_scale, key_column);
+  WriteRow(v, layout, tile, slot, value_scale, value_column);
   WritePadding(layout, tile, slot);
 }
 
