@@ -34,6 +34,7 @@ struct WorldConfig {
   std::vector<int> lengths;  // tokens of each sequence
   int window = 0;
   uint32_t seed = 1;
+  float query_scale = 0.125f;
 
   friend std::ostream& operator<<(std::ostream& out, const WorldConfig& c) {
     return out << (c.layout.type == GpuKvType::kBf16 ? "bf16" : "e4m3")
@@ -94,9 +95,26 @@ class AttentionWorld {
             .table = table_of_[sequence]};
   }
 
-  // The entries of pages that lie wholly behind the window of position `first` become garbage.
-  void ForgetPagesBehind(int sequence, int first) {
-    const int seen = config.window > 0 ? std::max(first + 1 - config.window, 0) : 0;
+  // What lies behind the window of position `position` becomes garbage: entries of whole pages, and
+  // the slots of the page that the window begins in.
+  void ForgetBehind(int sequence, int position) {
+    const int seen = config.window > 0 ? std::max(position + 1 - config.window, 0) : 0;
+    const GpuKvLayout& layout = config.layout;
+    if (seen % kPageTokens != 0) {
+      const int64_t page = table_[table_of_[sequence] + seen / kPageTokens];
+      std::vector<uint8_t> pool = pool_->Download();
+      for (int h = 0; h < kv_heads(); ++h) {
+        const int64_t tile = page * page_bytes_ + layer_offset_ + int64_t{h} * layout.head_bytes();
+        for (int slot = 0; slot < seen % kPageTokens; ++slot) {
+          std::fill_n(pool.begin() + tile + slot * layout.row_bytes(), layout.row_bytes(), 0xff);
+          for (int i = 0; i < 2 && layout.scale_bytes() > 0; ++i) {
+            const int64_t scale = layout.tile_bytes() + 4 * (i * kPageTokens + slot);
+            std::fill_n(pool.begin() + tile + scale, 4, 0xff);
+          }
+        }
+      }
+      pool_->Upload(pool);
+    }
     for (int i = 0; i < seen / kPageTokens; ++i) table_[table_of_[sequence] + i] = 0x7ffffff0;
     device_table_->Upload(table_);
   }
@@ -160,7 +178,7 @@ class AttentionWorld {
 
   Expected AttendRaw(int64_t token, int head, int begin, int end) const {
     const int d = config.layout.head_dim;
-    const std::vector<double> q = Finished(token, head, &q_norm_, true, kQueryScale);
+    const std::vector<double> q = Finished(token, head, &q_norm_, true, config.query_scale);
     const Row* rows = Keys(token, head);
     std::vector<double> score, key_variance, query_deviation;
     for (int s = begin; s < end; ++s) {
@@ -227,7 +245,6 @@ class AttentionWorld {
   }
 
  private:
-  static constexpr float kQueryScale = 0.125f;
   // Folded pages round v and w_k q instead of k and q: the same share of a product, but a number's
   // step may be up to twice as far.
   static constexpr double kSlack = 2;
@@ -272,7 +289,7 @@ class AttentionWorld {
                                 .q_heads = q_heads_,
                                 .kv_heads = kv_heads(),
                                 .k_eq_v = folded_,
-                                .query_scale = kQueryScale,
+                                .query_scale = config.query_scale,
                                 .q_norm = q_norm.data(),
                                 .k_norm = k_norm.data(),
                                 .key_weight = k_norm.data(),

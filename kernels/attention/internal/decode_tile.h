@@ -13,7 +13,7 @@ struct DecodeParams {
   float2* stats;   // [rows, q_heads, splits]: maximum (times log2 e), sum of weights
 };
 
-// The keys that a row sees, in pages, and the share of a split.
+// The keys of a row that are a split's.
 struct DecodeRange {
   int begin, end;  // positions
   int first_page, page_count;
@@ -26,6 +26,9 @@ GPU_DEVICE DecodeRange RangeOf(int position, int window, int split, int splits) 
   const int share = PagesPerSplit(last - first, splits);
   r.first_page = min(first + split * share, last);
   r.page_count = min(share, last - r.first_page);
+  // A step may reach beyond the split: those keys are another's.
+  r.begin = max(r.begin, r.first_page * kPageTokens);
+  r.end = min(r.end, (r.first_page + r.page_count) * kPageTokens);
   return r;
 }
 
