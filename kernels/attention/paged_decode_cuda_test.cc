@@ -74,15 +74,9 @@ TEST_P(PagedDecodeShapeTest, MatchesTheFormula) {
 // garbage, what lies behind the last token has never been written.
 TEST_P(PagedDecodeShapeTest, SeesItsWindowAndNothingElse) {
   for (const int window : {1, 16, 17, 40}) {
-    std::vector<int> lengths;
-    for (const int length : {1, 15, 16, 17, 40, 56, 57}) {
-      for (const int around : {window - 1, window, window + 1}) {
-        if (std::abs(around - length) <= 1 || window == 40) lengths.push_back(length);
-      }
-    }
-    for (const int past : {7, 8, 9, 24}) lengths.push_back(window + past);
-    std::sort(lengths.begin(), lengths.end());
-    lengths.erase(std::unique(lengths.begin(), lengths.end()), lengths.end());
+    const std::vector<int> lengths{1,           window + 1,  window + 7,
+                                   window + 15, window + 16, std::max(window - 1, 1),
+                                   window,      window + 24};
     AttentionWorld world(
         {.layout = GetParam(), .groups = {2}, .lengths = lengths, .window = window});
     for (size_t i = 0; i < lengths.size(); ++i) {
@@ -101,10 +95,9 @@ TEST(PagedDecodeTest, SplitsMayOutnumberPages) {
   for (const GpuKvLayout& layout : {GpuKvLayout{GpuKvType::kBf16, KvFormat::kSplit, 256, 0},
                                     GpuKvLayout{GpuKvType::kE4m3, KvFormat::kFolded, 512, 64},
                                     GpuKvLayout{GpuKvType::kBf16, KvFormat::kSplit, 64, 0}}) {
-    const AttentionWorld world(
-        {.layout = layout, .groups = {4, 1}, .lengths = {3, 64, 65, 129, 300}});
+    const AttentionWorld world({.layout = layout, .groups = {4, 1}, .lengths = {3, 65, 200}});
     for (const Chip& chip : DecodeChips()) {
-      for (const int splits : {1, 2, 3, 4, 5, 6, 7, 8, 33, 64}) {
+      for (const int splits : {1, 2, 3, 4, 5, 8, 64}) {
         SCOPED_TRACE(testing::Message() << Trace(world, chip) << ", splits " << splits);
         const std::vector<AttentionRun> runs = LastTokens(world);
         world.ExpectRows(runs, {}, Decode(world, runs, splits, chip), false);
@@ -155,7 +148,7 @@ TEST(PagedDecodeTest, LargeScoresStayExact) {
 
 TEST(PagedDecodeTest, ALongContext) {
   const AttentionWorld world(
-      {.layout = {GpuKvType::kBf16, KvFormat::kFolded, 512, 64}, .groups = {8}, .lengths = {1500}});
+      {.layout = {GpuKvType::kBf16, KvFormat::kFolded, 512, 64}, .groups = {8}, .lengths = {1000}});
   for (const Chip& chip : DecodeChips()) {
     SCOPED_TRACE(Trace(world, chip));
     const std::vector<AttentionRun> runs = LastTokens(world);

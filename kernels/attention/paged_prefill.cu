@@ -59,14 +59,17 @@ GPU_DEVICE void PrefillTile(const PrefillParams& params) {
   const int begin = VisibleKeys(p, run, first_index).begin;
   const int end = LastKey(p, run, first_index, last_index - first_index);
   const int64_t first_token = int64_t{run.token} + block.first;
+  // Steps begin at multiples of their size, so that a row goes through the same steps in whatever
+  // block it stands: those that it sees nothing of change nothing.
+  const int first_page = begin / (P::kPages * kPageTokens) * P::kPages;
 
   GPU_DYN_SMEM(uint8_t, shared_bytes);
   const typename P::Shared shared(shared_bytes);
   const PageSource source{.table = p.page_table + run.table,
                           .head = p.pool + p.layer_offset + int64_t{kv_head} * Shape::kHeadBytes,
                           .page_bytes = p.page_bytes,
-                          .first_page = begin / kPageTokens,
-                          .page_count = (end + kPageTokens - 1) / kPageTokens - begin / kPageTokens,
+                          .first_page = first_page,
+                          .page_count = (end + kPageTokens - 1) / kPageTokens - first_page,
                           .begin = begin,
                           .end = end};
   typename P::Ring ring(source, shared.ring, shared.barriers);

@@ -149,13 +149,16 @@ class PageRing {
   static constexpr int kHeadChunks = Shape::kHeadBytes / 16;
   static constexpr int kRowChunks = Shape::kRowBytes / 16;
 
-  // Page ids are read a step ahead of the copies that need them.
+  // Page ids are read a step ahead of the copies that need them; those of pages behind the first
+  // key are not read.
   GPU_DEVICE void FetchPages(int step) {
     const bool mine = !kBulk || threadIdx.x == 0;
+    const int last = source_.first_page + source_.page_count;
 #pragma unroll
     for (int i = 0; i < kPages; ++i) {
-      const int page = step * kPages + i;
-      pages_[i] = mine && page < source_.page_count ? source_.table[source_.first_page + page] : 0;
+      const int page = source_.first_page + step * kPages + i;
+      const bool exists = mine && page < last && (page + 1) * kPageTokens > source_.begin;
+      pages_[i] = exists ? source_.table[page] : 0;
     }
   }
 
