@@ -18,7 +18,7 @@ inline constexpr bool kAtomicInteger = kOneOf<T, int, unsigned, long long, unsig
 // *p = f(*p); the old value.
 template <class T, class F>
 LAPIDARY_SIMT_INTERNAL inline T Update(T* p, F f, Site site) {
-  NoteAccess(p, sizeof(T), Access::kAtomic, site, __builtin_return_address(0));
+  NoteAccess(p, sizeof(T), Access::kAtomic, site);
   T old, changed;
   __atomic_load(p, &old, __ATOMIC_SEQ_CST);
   do {

@@ -2,6 +2,7 @@
 // of device.h.
 #pragma once
 #include <cstdint>
+#include <memory>
 #include <tuple>
 #include <type_traits>
 #include <utility>
@@ -106,7 +107,9 @@ template <int kPending>
 LAPIDARY_SIMT_INLINE void WgmmaWait(LAPIDARY_SIMT_SITE) {
   simt::WaitProducts(kPending, site);
 }
-inline void FenceProxyAsync() {}
+LAPIDARY_SIMT_INLINE void FenceProxyAsync() {
+  if (simt::monitor) simt::monitor->OnProxyFence();
+}
 LAPIDARY_SIMT_INLINE void WgmmaM64N64K16(float (&d)[32], uint64_t a, uint64_t b,
                                          LAPIDARY_SIMT_SITE) {
   simt::MultiplyWarpgroup(d, a, b, site);
@@ -141,6 +144,17 @@ struct LaunchConfig {
   size_t shared_bytes = 0;  // dynamic
   cudaStream_t stream = nullptr;
 };
+// One kernel and its arguments, copied as a launch copies them.
+template <class... P>
+struct KernelCall {
+  void (*kernel)(P...);
+  std::tuple<std::remove_const_t<P>...> arguments;
+
+  LAPIDARY_SIMT_INTERNAL static void Run(const void* call) {
+    const auto* self = static_cast<const KernelCall*>(call);
+    std::apply(self->kernel, self->arguments);
+  }
+};
 template <class... P, class... A>
 cudaError_t Launch(void (*kernel)(P...), const LaunchConfig& config, A&&... arguments) {
   const void* function = reinterpret_cast<const void*>(kernel);
@@ -150,14 +164,14 @@ cudaError_t Launch(void (*kernel)(P...), const LaunchConfig& config, A&&... argu
                              static_cast<int>(config.shared_bytes));
     if (allowed != cudaSuccess) return allowed;
   }
-  std::tuple<std::remove_const_t<P>...> copies(static_cast<P>(std::forward<A>(arguments))...);
-  return simt::EnqueueKernel(
-      function,
-      {.name = config.name,
-       .blocks = config.grid,
-       .threads = config.block,
-       .dynamic_bytes = config.shared_bytes},
-      config.stream, [kernel, copies]() LAPIDARY_SIMT_INTERNAL { std::apply(kernel, copies); });
+  using Call = KernelCall<P...>;
+  auto call = std::make_shared<Call>(Call{kernel, {static_cast<P>(std::forward<A>(arguments))...}});
+  return simt::EnqueueKernel(function,
+                             {.name = config.name,
+                              .blocks = config.grid,
+                              .threads = config.block,
+                              .dynamic_bytes = config.shared_bytes},
+                             config.stream, {&Call::Run, std::move(call), sizeof(Call)});
 }
 
 }  // namespace lapidary::gpu

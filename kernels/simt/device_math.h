@@ -220,6 +220,6 @@ inline long long clock64() {
   clock_gettime(CLOCK_MONOTONIC, &t);
   return t.tv_sec * 1'000'000'000LL + t.tv_nsec;
 }
-inline void __trap(lapidary::simt::Site site = lapidary::simt::Site::Here()) {
+inline void __trap(::lapidary::simt::Site site = lapidary::simt::Site::Here()) {
   lapidary::simt::StopBlock(site);
 }

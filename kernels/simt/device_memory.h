@@ -9,12 +9,13 @@
 
 namespace lapidary::simt {
 
+[[noreturn]] void StopMisaligned(const void* p, size_t bytes, Site site);
+
 // Counts a request, and looks at what can be looked at cheaply.
-LAPIDARY_SIMT_INTERNAL inline void NoteAccess(const void* p, size_t bytes, Access kind, Site site,
-                                              const void* pc) {
+LAPIDARY_SIMT_INTERNAL inline void NoteAccess(const void* p, size_t bytes, Access kind, Site site) {
   Block& block = *current_thread->block;
   const uintptr_t address = reinterpret_cast<uintptr_t>(p);
-  if (address % bytes != 0) Fail(site, "misaligned access of %zu bytes at %p", bytes, p);
+  if (address % bytes != 0) StopMisaligned(p, bytes, site);
   const size_t offset = address - reinterpret_cast<uintptr_t>(block.shared);
   if (offset < kArenaBytes) {
     if (offset + bytes > block.shared_used) {
@@ -27,22 +28,20 @@ LAPIDARY_SIMT_INTERNAL inline void NoteAccess(const void* p, size_t bytes, Acces
     block.bytes_written += static_cast<int64_t>(bytes);
   }
 #ifdef LAPIDARY_SIMT_CHECKED
-  if (monitor) monitor->OnAccess(p, bytes, kind, site, pc);
-#else
-  (void)pc;
+  if (monitor) monitor->OnAccess(p, bytes, kind, site, nullptr);
 #endif
 }
 
 template <class V>
 LAPIDARY_SIMT_INTERNAL inline V LoadRequest(const void* p, Site site) {
   static_assert(sizeof(V) <= 16 && (sizeof(V) & (sizeof(V) - 1)) == 0, "1, 2, 4, 8 or 16 bytes");
-  NoteAccess(p, sizeof(V), Access::kRead, site, __builtin_return_address(0));
+  NoteAccess(p, sizeof(V), Access::kRead, site);
   return *static_cast<const V*>(p);
 }
 template <class V>
 LAPIDARY_SIMT_INTERNAL inline void StoreRequest(void* p, const V& v, Site site) {
   static_assert(sizeof(V) <= 16 && (sizeof(V) & (sizeof(V) - 1)) == 0, "1, 2, 4, 8 or 16 bytes");
-  NoteAccess(p, sizeof(V), Access::kWrite, site, __builtin_return_address(0));
+  NoteAccess(p, sizeof(V), Access::kWrite, site);
   *static_cast<V*>(p) = v;
 }
 
@@ -75,6 +74,9 @@ LAPIDARY_SIMT_STORE(__stwt)
 #undef LAPIDARY_SIMT_STORE
 
 // One OS thread runs a block; other threads (another device, the host) may look on.
-inline void __threadfence_block() { std::atomic_signal_fence(std::memory_order_seq_cst); }
-inline void __threadfence() { std::atomic_thread_fence(std::memory_order_seq_cst); }
-inline void __threadfence_system() { std::atomic_thread_fence(std::memory_order_seq_cst); }
+LAPIDARY_SIMT_INTERNAL inline void __threadfence() {
+  std::atomic_thread_fence(std::memory_order_seq_cst);
+  if (::lapidary::simt::monitor) ::lapidary::simt::monitor->OnThreadFence();
+}
+LAPIDARY_SIMT_INTERNAL inline void __threadfence_block() { __threadfence(); }
+LAPIDARY_SIMT_INTERNAL inline void __threadfence_system() { __threadfence(); }

@@ -44,17 +44,18 @@ LAPIDARY_SIMT_INTERNAL inline T Shuffle(uint32_t mask, T value, ShuffleKind kind
   };
   Operand operand{
       value, ShuffleSource(kind, static_cast<int>(current_thread->lane), argument, width), value};
-  MeetLanes(mask, site, &operand, [](void** all, uint32_t lanes, Site where) {
-    for (int lane = 0; lane < 32; ++lane) {
-      if (!(lanes >> lane & 1)) continue;
-      auto* o = static_cast<Operand*>(all[lane]);
-      if (lanes >> (o->source & 31) & 1) {
-        o->result = static_cast<Operand*>(all[o->source & 31])->value;
-      } else {
-        Fail(where, "shuffle: lane %d reads lane %d, which takes no part", lane, o->source);
-      }
-    }
-  });
+  MeetLanes(
+      mask, site, &operand, [](void** all, uint32_t lanes, Site where) LAPIDARY_SIMT_INTERNAL {
+        for (int lane = 0; lane < 32; ++lane) {
+          if (!(lanes >> lane & 1)) continue;
+          auto* o = static_cast<Operand*>(all[lane]);
+          if (lanes >> (o->source & 31) & 1) {
+            o->result = static_cast<Operand*>(all[o->source & 31])->value;
+          } else {
+            Fail(where, "shuffle: lane %d reads lane %d, which takes no part", lane, o->source);
+          }
+        }
+      });
   return operand.result;
 }
 
@@ -65,7 +66,7 @@ LAPIDARY_SIMT_INTERNAL inline T Combine(uint32_t mask, T value, F, Site site) {
     T value, result;
   };
   Operand operand{value, value};
-  MeetLanes(mask, site, &operand, [](void** all, uint32_t lanes, Site) {
+  MeetLanes(mask, site, &operand, [](void** all, uint32_t lanes, Site) LAPIDARY_SIMT_INTERNAL {
     T sum{};
     bool first = true;
     for (int lane = 0; lane < 32; ++lane) {
@@ -87,7 +88,7 @@ LAPIDARY_SIMT_INTERNAL inline uint32_t Ballot(uint32_t mask, bool vote, Site sit
     uint32_t result;
   };
   Operand operand{vote, 0};
-  MeetLanes(mask, site, &operand, [](void** all, uint32_t lanes, Site) {
+  MeetLanes(mask, site, &operand, [](void** all, uint32_t lanes, Site) LAPIDARY_SIMT_INTERNAL {
     uint32_t votes = 0;
     for (int lane = 0; lane < 32; ++lane) {
       if (lanes >> lane & 1) votes |= uint32_t{static_cast<Operand*>(all[lane])->vote} << lane;
@@ -107,7 +108,7 @@ LAPIDARY_SIMT_INTERNAL inline uint32_t MatchAny(uint32_t mask, T value, Site sit
     uint32_t result;
   };
   Operand operand{value, 0};
-  MeetLanes(mask, site, &operand, [](void** all, uint32_t lanes, Site) {
+  MeetLanes(mask, site, &operand, [](void** all, uint32_t lanes, Site) LAPIDARY_SIMT_INTERNAL {
     for (int lane = 0; lane < 32; ++lane) {
       if (!(lanes >> lane & 1)) continue;
       auto* o = static_cast<Operand*>(all[lane]);

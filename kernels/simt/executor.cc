@@ -27,7 +27,8 @@ Monitor* monitor = nullptr;
 
 namespace {
 
-constexpr int64_t kMostSpins = 2'000'000;
+constexpr int64_t kMostSpins = 4'000'000;
+constexpr uint32_t kSpinTurns = 64;  // atomic operations that count as one wait
 
 thread_local BlockState* current_block = nullptr;
 
@@ -102,7 +103,7 @@ void RunNext(BlockState& b) {
 void ThreadMain() {
   FiberEntered();
   BlockState& b = *current_block;
-  (*b.body)();
+  b.body->run(b.body->call.get());
   ThreadState& self = b.Self();
   self.copies.FinishAll();
   CheckProductsAtExit(self);
@@ -150,6 +151,7 @@ void RunBlock(BlockState& b, uint3 index, size_t shared_limit) {
   for (WarpgroupState& g : b.warpgroups) g.Reset();
   for (WarpState& w : b.warps) {
     w.ready = w.live = 0;
+    w.open_partial = 0;
     w.whole.arrived = 0;
     for (Meeting& m : w.partial) m.arrived = 0;
   }
@@ -223,12 +225,20 @@ void SpinOnce() { YieldSpinning(); }
 
 void NoteSpin() {
   static thread_local uint32_t turns = 0;
-  if (++turns % 64 == 0) YieldSpinning();
+  if (++turns % kSpinTurns != 0) return;
+  current_block->spins += kSpinTurns - 1;
+  YieldSpinning();
 }
 
 void StopBlock(Site site) { FailBlock(site, "__trap"); }
 
-void RunGrid(const Grid& grid, const std::function<void()>& body) {
+void StopMisaligned(const void* p, size_t bytes, Site site) {
+  FailBlock(site, "misaligned access of %zu bytes at %p", bytes, p);
+}
+
+void AbandonBlock() { Abandon(*current_block); }
+
+void RunGrid(const Grid& grid, const KernelBody& body) {
   static thread_local std::unique_ptr<BlockState> own;
   if (!own) own = std::make_unique<BlockState>();
   BlockState& b = *own;
@@ -239,6 +249,8 @@ void RunGrid(const Grid& grid, const std::function<void()>& body) {
   b.grid = grid.blocks;
   b.dynamic_bytes = grid.dynamic_bytes;
   b.body = &body;
+  b.parameters = static_cast<const unsigned char*>(body.call.get());
+  b.parameter_bytes = body.call_bytes;
   b.bytes_read = b.bytes_written = 0;
   PrepareThreads(b, grid);
   if (monitor) monitor->LaunchBegin(b.kernel);

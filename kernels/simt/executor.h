@@ -3,7 +3,7 @@
 #include <vector_types.h>
 
 #include <cstddef>
-#include <functional>
+#include <memory>
 #include <string>
 
 namespace lapidary::simt {
@@ -14,8 +14,15 @@ struct Grid {
   size_t dynamic_bytes = 0;  // of shared memory
   size_t shared_limit = 227 << 10;
 };
-// `body` is run once by each thread. Mistakes are told to Fail; after a block with one no further
+// A kernel with its arguments: run(call.get()) once by each thread. (Not a std::function: its code
+// would be instrumented in the checked flavour.)
+struct KernelBody {
+  void (*run)(const void* call) = nullptr;
+  std::shared_ptr<const void> call;
+  size_t call_bytes = 0;
+};
+// Mistakes are told to Fail; after a block with one no further
 // block is run.
-void RunGrid(const Grid& grid, const std::function<void()>& body);
+void RunGrid(const Grid& grid, const KernelBody& body);
 
 }  // namespace lapidary::simt

@@ -3,14 +3,12 @@
 #pragma once
 #include <driver_types.h>
 
-#include <functional>
-
 #include "kernels/simt/executor.h"
 
 namespace lapidary::simt {
 
-// `function` stands for the kernel whose attributes were set. `body` is run once per thread.
+// `function` stands for the kernel whose attributes were set.
 cudaError_t EnqueueKernel(const void* function, const Grid& grid, cudaStream_t stream,
-                          std::function<void()> body);
+                          KernelBody body);
 
 }  // namespace lapidary::simt

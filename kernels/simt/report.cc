@@ -5,6 +5,7 @@
 #include <map>
 #include <mutex>
 
+#include "kernels/simt/monitor.h"
 #include "kernels/simt/thread.h"
 
 namespace lapidary::simt {
@@ -66,6 +67,24 @@ void ResetLaunchCounts() {
   std::lock_guard lock(AllCounts().mu);
   AllCounts().by_kernel.clear();
 }
+
+void WantTraffic(bool wanted) {
+  if (monitor) monitor->WantTraffic(wanted);
+}
+std::vector<LineTraffic> Traffic(const std::string& kernel) {
+  return monitor ? monitor->Traffic(kernel) : std::vector<LineTraffic>{};
+}
+void ResetTraffic() {
+  if (monitor) monitor->ResetTraffic();
+}
+int64_t BankConflicts(const std::string& kernel) {
+  int64_t conflicts = 0;
+  for (const LineTraffic& t : Traffic(kernel)) {
+    if (t.shared) conflicts += t.units - t.ideal;
+  }
+  return conflicts;
+}
+bool Checked() { return monitor != nullptr; }
 
 void CountLaunch(const Block& block, uint64_t blocks) {
   Counts& all = AllCounts();

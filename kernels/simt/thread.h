@@ -18,6 +18,9 @@ struct Block {
   unsigned char* shared = nullptr;
   size_t dynamic_bytes = 0;
   size_t shared_used = 0;  // dynamic and static
+  // The kernel's arguments.
+  const unsigned char* parameters = nullptr;
+  size_t parameter_bytes = 0;
   // Global memory, through the wrappers of device.h.
   int64_t bytes_read = 0, bytes_written = 0;
 };

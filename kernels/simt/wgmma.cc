@@ -14,21 +14,12 @@ namespace {
 constexpr int kThreads = 128, kRows = 64, kColumns = 64, kDepth = 16, kHeld = 32;
 constexpr uint64_t kSwizzle128 = 1;
 
-// Byte offset in shared memory of element (row, k) of an operand: rows of 128 bytes, the 16-byte
-// chunk swizzled by the row's place among eight.
-uint32_t ElementOffset(uint64_t descriptor, int row, int k) {
-  const uint32_t start = static_cast<uint32_t>(descriptor & 0x3fff) << 4;
-  const uint32_t stride = static_cast<uint32_t>(descriptor >> 32 & 0x3fff) << 4;
-  const uint32_t linear = start + row / 8 * stride + row % 8 * 128 + k * 2;
-  return linear ^ (linear >> 7 & 7) << 4;
-}
-
 // An operand as [k][row].
 using Operand = float[kDepth][kRows];
 void ReadOperand(const BlockState& b, uint64_t descriptor, Site site, Operand out) {
   for (int row = 0; row < kRows; ++row) {
     for (int k = 0; k < kDepth; ++k) {
-      const uint32_t offset = ElementOffset(descriptor, row, k);
+      const uint32_t offset = OperandOffset(descriptor, row, k);
       if (offset + 2 > b.shared_used) {
         Fail(site, "wgmma: an operand ends outside the block's shared memory");
         return;
@@ -94,6 +85,13 @@ bool AllNan(const float* d) {
 
 }  // namespace
 
+uint32_t OperandOffset(uint64_t descriptor, int row, int k) {
+  const uint32_t start = static_cast<uint32_t>(descriptor & 0x3fff) << 4;
+  const uint32_t stride = static_cast<uint32_t>(descriptor >> 32 & 0x3fff) << 4;
+  const uint32_t linear = start + row / 8 * stride + row % 8 * 128 + k * 2;
+  return linear ^ (linear >> 7 & 7) << 4;
+}
+
 uint64_t MakeDescriptor(const void* tile, uint32_t stride_bytes, Site site) {
   const auto offset = static_cast<const unsigned char*>(tile) - CurrentBlock().shared;
   if (offset < 0 || offset >= static_cast<ptrdiff_t>(kArenaBytes)) {
@@ -152,7 +150,7 @@ void MultiplyWarpgroup(float* d, uint64_t a, uint64_t b, Site site) {
     return;
   }
   state.arrived = 0;
-  if (monitor) monitor->OnProductIssue(group, meeting);
+  if (monitor) monitor->OnProductIssue(group, state.products.size(), meeting);
   state.products.push_back(meeting);
   if (!lazy) {
     state.products.back().done = true;

@@ -52,6 +52,10 @@ struct WgmmaQueue {
   }
 };
 
+// Byte offset in shared memory of element (row, k) of an operand: rows of 128 bytes, 16-byte chunks
+// swizzled by the row's place among eight.
+uint32_t OperandOffset(uint64_t descriptor, int row, int k);
+
 uint64_t MakeDescriptor(const void* tile, uint32_t stride_bytes, Site site);
 void FenceProducts();
 void MultiplyWarpgroup(float* d, uint64_t a, uint64_t b, Site site);

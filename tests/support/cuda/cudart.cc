@@ -7,6 +7,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <deque>
+#include <functional>
 #include <map>
 #include <memory>
 #include <mutex>
@@ -16,6 +17,9 @@
 
 #include "kernels/simt/failure.h"
 #include "kernels/simt/launch.h"
+#include "kernels/simt/monitor.h"
+using lapidary::simt::monitor;
+using lapidary::simt::MemoryKind;
 #if defined(__SANITIZE_ADDRESS__)
 #include <sanitizer/asan_interface.h>
 #define POISON(p, n) __asan_poison_memory_region(p, n)
@@ -94,7 +98,7 @@ bool is_device(const void* p, int* which = nullptr) { for (int i = 0; i < ndev()
 }  // namespace
 
 namespace lapidary::simt {
-cudaError_t EnqueueKernel(const void* fn, const Grid& grid, cudaStream_t stream, std::function<void()> body) {
+cudaError_t EnqueueKernel(const void* fn, const Grid& grid, cudaStream_t stream, KernelBody body) {
   const dim3 g = grid.blocks, b = grid.threads;
   const uint64_t n = uint64_t(b.x) * b.y * b.z;
   if (!n || n > 1024 || b.z > 64 || !g.x || !g.y || !g.z || g.y > 65535 || g.z > 65535) return ret(cudaErrorInvalidConfiguration);
@@ -143,6 +147,7 @@ cudaError_t cudaMalloc(void** p, size_t n) {
   if (protect() && d.access == 0) mprotect(q, pages, PROT_NONE);
   d.sizes[q] = n;
   device_allocs()[uintptr_t(q)] = uintptr_t(q) + n;
+  if (monitor) monitor->OnAllocate(q, n, MemoryKind::kDevice);
   *p = q;
   return cudaSuccess;
 }
@@ -154,12 +159,12 @@ cudaError_t cudaFree(void* p) {
   auto it = d.sizes.find(p); if (it == d.sizes.end()) return ret(cudaErrorInvalidValue);
   const size_t pages = (it->second + kPage - 1) & ~(kPage - 1);
   madvise(p, pages, MADV_DONTNEED); mprotect(p, pages, PROT_NONE);  // use after free faults
-  d.used -= pages; d.sizes.erase(it); device_allocs().erase(uintptr_t(p));
+  d.used -= pages; d.sizes.erase(it); device_allocs().erase(uintptr_t(p)); if (monitor) monitor->OnFree(p);
   return cudaSuccess;
 }
-cudaError_t cudaMallocHost(void** p, size_t n) { *p = aligned_alloc(4096, (n + 4095) & ~size_t(4095)); memset(*p, 0xFF, n); std::lock_guard<std::mutex> l(g_host_mu); g_pinned[uintptr_t(*p)] = n; return cudaSuccess; }
+cudaError_t cudaMallocHost(void** p, size_t n) { *p = aligned_alloc(4096, (n + 4095) & ~size_t(4095)); memset(*p, 0xFF, n); std::lock_guard<std::mutex> l(g_host_mu); g_pinned[uintptr_t(*p)] = n; if (monitor) monitor->OnAllocate(*p, n, MemoryKind::kMappedHost); return cudaSuccess; }
 cudaError_t cudaHostAlloc(void** p, size_t n, unsigned) { return cudaMallocHost(p, n); }
-cudaError_t cudaFreeHost(void* p) { { std::lock_guard<std::mutex> l(g_host_mu); g_pinned.erase(uintptr_t(p)); } free(p); return cudaSuccess; }
+cudaError_t cudaFreeHost(void* p) { { std::lock_guard<std::mutex> l(g_host_mu); g_pinned.erase(uintptr_t(p)); if (monitor) monitor->OnFree(p); } free(p); return cudaSuccess; }
 
 static cudaError_t check_range(const void* p, size_t n) {  // device range must lie in one allocation
   int w; if (!is_device(p, &w)) return cudaSuccess;
@@ -172,9 +177,9 @@ cudaError_t cudaMemcpyAsync(void* d, const void* s, size_t n, cudaMemcpyKind k, 
   if ((k == cudaMemcpyHostToDevice && (sd || !dd)) || (k == cudaMemcpyDeviceToHost && (!sd || dd)) || (k == cudaMemcpyDeviceToDevice && !(sd && dd))) return ret(cudaErrorInvalidValue);
   if (!sd && !is_pinned(s) && !st(stream)->capturing) {  // pageable source: staged before the call returns
     auto tmp = std::make_shared<std::vector<unsigned char>>(static_cast<const unsigned char*>(s), static_cast<const unsigned char*>(s) + n);
-    return push(st(stream), Op{[=] { memcpy(d, tmp->data(), n); }});
+    return push(st(stream), Op{[=] { memcpy(d, tmp->data(), n); if (monitor) monitor->OnHostWrite(d, n, nullptr); }});
   }
-  return push(st(stream), Op{[=] { memcpy(d, s, n); }});
+  return push(st(stream), Op{[=] { memcpy(d, s, n); if (monitor && is_device(d)) monitor->OnHostWrite(d, n, s); }});
 }
 cudaError_t cudaStreamSynchronize(cudaStream_t s) {
   CUstream_st* x = st(s); Device& d = dev(x->dev); std::lock_guard<std::recursive_mutex> l(d.mu);
@@ -182,7 +187,7 @@ cudaError_t cudaStreamSynchronize(cudaStream_t s) {
   drain(x); return ret(d.sticky);
 }
 cudaError_t cudaMemcpy(void* d, const void* s, size_t n, cudaMemcpyKind k) { if (auto e = cudaMemcpyAsync(d, s, n, k, nullptr)) return e; return cudaStreamSynchronize(nullptr); }
-cudaError_t cudaMemsetAsync(void* p, int v, size_t n, cudaStream_t s) { if (!is_device(p) || check_range(p, n)) return ret(cudaErrorInvalidValue); return push(st(s), Op{[=] { memset(p, v, n); }}); }
+cudaError_t cudaMemsetAsync(void* p, int v, size_t n, cudaStream_t s) { if (!is_device(p) || check_range(p, n)) return ret(cudaErrorInvalidValue); return push(st(s), Op{[=] { memset(p, v, n); if (monitor) monitor->OnHostWrite(p, n, nullptr); }}); }
 cudaError_t cudaMemset(void* p, int v, size_t n) { return cudaMemsetAsync(p, v, n, nullptr); }
 cudaError_t cudaDeviceSynchronize() { Device& d = cur(); std::lock_guard<std::recursive_mutex> l(d.mu); drain_all(d); return ret(d.sticky); }
 cudaError_t cudaStreamCreateWithFlags(cudaStream_t* s, unsigned) { Device& d = cur(); std::lock_guard<std::recursive_mutex> l(d.mu); *s = new CUstream_st; (*s)->dev = t_dev; d.streams.insert(*s); return cudaSuccess; }
