@@ -161,6 +161,8 @@ GPU_DEVICE void BulkCopyToShared(void* dst, const void* src, uint32_t bytes, Mba
       "l"(src), "r"(bytes), "r"(SharedAddress(bar))
       : "memory");
 }
+// Ordinary writes to shared memory of this thread become visible to wgmma and bulk copies.
+GPU_DEVICE void FenceProxyAsync() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 #endif
 
 // -- Tensor cores, per warp. Fragments as PTX numbers them: lane = 4 g + t.
@@ -236,8 +238,6 @@ template <int kPending>
 GPU_DEVICE void WgmmaWait() {
   asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(kPending) : "memory");
 }
-// Ordinary writes to shared memory become visible to wgmma and bulk copies.
-GPU_DEVICE void FenceProxyAsync() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 // d [64, 64] += a [64, 16] * b [64, 16]^T, bf16. Warp w of the group holds rows 16 w + g and + 8:
 // d[4 i + j] is column 8 i + 2 t + j % 2 of row g + 8 (j / 2).
 GPU_DEVICE void WgmmaM64N64K16(float (&d)[32], uint64_t a, uint64_t b) {
@@ -312,6 +312,12 @@ GPU_DEVICE float Exp2Approx(float x) {
 GPU_DEVICE uint32_t PackBf16(float low, float high) {
   uint32_t r;
   asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(r) : "f"(high), "f"(low));
+  return r;
+}
+// a * b of two bf16 in a register each; nearest even, subnormals kept.
+GPU_DEVICE uint32_t MulBf16x2(uint32_t a, uint32_t b) {
+  uint32_t r;
+  asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(r) : "r"(a), "r"(b), "r"(0x80008000u));
   return r;
 }
 // Lets a spinning thread's neighbours run.

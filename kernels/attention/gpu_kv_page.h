@@ -4,6 +4,7 @@
 //   tile    [16 tokens][row_columns()]   columns [0, value_columns()): v in its own order; behind
 //                                        them the key columns
 //   scales  [16] of keys, [16] of values, fp32, e4m3 only: number = code * scale
+//           (kFolded: the same number twice, so that one scale stands before a score's whole sum)
 //
 //   kSplit   key column c is k[c]
 //   kFolded  v alone gives the keys that do not turn (k = RoPE(w_k * v)); the key columns are those
@@ -66,18 +67,22 @@ struct GpuKvLayout {
   LAPIDARY_HOST_DEVICE int key_blocks() const {
     return format == KvFormat::kSplit ? (head_dim + 15) / 16 : 2 * padded_pairs() / 16;
   }
-  // kFolded: blocks of v with a column that does not turn: all but those that turn entirely.
-  LAPIDARY_HOST_DEVICE bool ValueBlockIsPlain(int block) const {
-    const int half = head_dim / 2, begin = 16 * block, end = begin + 16;
-    const bool in_first = end <= rotated_pairs;
-    const bool in_second = begin >= half && end <= half + rotated_pairs;
-    return begin < head_dim && !in_first && !in_second;
+  // kFolded: blocks of v with a column that does not turn: all but those that turn entirely, which
+  // are [0, FirstTurnedEnd()) and [SecondTurnedBegin(), + SecondTurned()).
+  LAPIDARY_HOST_DEVICE int FirstTurnedEnd() const { return rotated_pairs / 16; }
+  LAPIDARY_HOST_DEVICE int SecondTurnedBegin() const { return (head_dim / 2 + 15) / 16; }
+  LAPIDARY_HOST_DEVICE int SecondTurned() const {
+    const int n = (head_dim / 2 + rotated_pairs) / 16 - SecondTurnedBegin();
+    return n > 0 ? n : 0;
+  }
+  LAPIDARY_HOST_DEVICE int PlainBlocksBefore(int block) const {
+    const int first = block < FirstTurnedEnd() ? block : FirstTurnedEnd();
+    int second = block - SecondTurnedBegin();
+    second = second < 0 ? 0 : second < SecondTurned() ? second : SecondTurned();
+    return block - first - second;
   }
   LAPIDARY_HOST_DEVICE int value_blocks() const {
-    if (format == KvFormat::kSplit) return 0;
-    int n = 0;
-    for (int b = 0; 16 * b < head_dim; ++b) n += ValueBlockIsPlain(b) ? 1 : 0;
-    return n;
+    return format == KvFormat::kSplit ? 0 : PlainBlocksBefore((head_dim + 15) / 16);
   }
   LAPIDARY_HOST_DEVICE int score_blocks() const { return value_blocks() + key_blocks(); }
   LAPIDARY_HOST_DEVICE int score_columns() const { return 16 * score_blocks(); }
@@ -85,20 +90,49 @@ struct GpuKvLayout {
   LAPIDARY_HOST_DEVICE int ScoreBlock(int i) const {
     const int values = value_blocks();
     if (i >= values) return value_columns() + 16 * (i - values);
-    for (int b = 0;; ++b) {
-      if (ValueBlockIsPlain(b) && i-- == 0) return 16 * b;
-    }
+    const int block = i + FirstTurnedEnd();
+    return 16 * (block < SecondTurnedBegin() ? block : block + SecondTurned());
+  }
+
+  // Whether column c of k is one that the key area of a folded page holds.
+  LAPIDARY_HOST_DEVICE bool Turns(int c) const {
+    const int half = head_dim / 2;
+    return c < half ? c < rotated_pairs : c < half + rotated_pairs;
+  }
+  // Column of a row where column c of k is kept; -1: v gives it.
+  LAPIDARY_HOST_DEVICE int KeyColumn(int c) const {
+    if (format == KvFormat::kSplit) return value_columns() + c;
+    if (!Turns(c)) return -1;
+    const int half = head_dim / 2;
+    return value_columns() + (c < half ? c : padded_pairs() + c - half);
+  }
+  // Its inverse: the column of k at `column` of the key area; -1: padding.
+  LAPIDARY_HOST_DEVICE int KeySource(int column) const {
+    if (format == KvFormat::kSplit) return column < head_dim ? column : -1;
+    if (column < padded_pairs()) return column < rotated_pairs ? column : -1;
+    const int second = column - padded_pairs();
+    return second < rotated_pairs ? head_dim / 2 + second : -1;
   }
   // Where column c of a rotated query goes in the packed query, or -1 - place when it is to be
   // multiplied by w_k[c] *before* it is put there (it meets v).
   LAPIDARY_HOST_DEVICE int QueryPlace(int c) const {
     if (format == KvFormat::kSplit) return c;
-    const int half = head_dim / 2, keys = 16 * value_blocks();
-    if (c < rotated_pairs) return keys + c;
-    if (c >= half && c < half + rotated_pairs) return keys + padded_pairs() + c - half;
-    int place = 0;
-    for (int b = 0; b < c / 16; ++b) place += ValueBlockIsPlain(b) ? 16 : 0;
-    return -1 - (place + c % 16);
+    if (Turns(c)) return 16 * value_blocks() + KeyColumn(c) - value_columns();
+    return -1 - (16 * PlainBlocksBefore(c / 16) + c % 16);
+  }
+  // Its inverse: the column of the query at `place`; -1: a zero stands there.
+  LAPIDARY_HOST_DEVICE int QuerySource(int place) const {
+    const int values = 16 * value_blocks();
+    if (place >= values) return KeySource(place - values);
+    const int c = ScoreBlock(place / 16) + place % 16;
+    return c < head_dim && !Turns(c) ? c : -1;
+  }
+  // Whether the packed query has such zeros.
+  LAPIDARY_HOST_DEVICE bool QueryHasGaps() const { return score_columns() != head_dim; }
+
+  LAPIDARY_HOST_DEVICE bool operator==(const GpuKvLayout& o) const {
+    return type == o.type && format == o.format && head_dim == o.head_dim &&
+           rotated_pairs == o.rotated_pairs;
   }
 };
 

@@ -73,7 +73,7 @@ struct PrefillBlock {
   int32_t first = 0;
   int32_t count = 0;
 };
-// Tokens of a run that one block takes, for a group of so many query heads to a kv head.
+// Tokens of a run that one block may take, for a group of so many query heads to a kv head.
 int PrefillBlockTokens(const GpuKvLayout& layout, int largest_group, const Chip& chip);
 // Cuts runs (host memory) into blocks, longest contexts first.
 void CutPrefill(const std::vector<AttentionRun>& runs, int block_tokens,

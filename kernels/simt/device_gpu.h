@@ -147,6 +147,16 @@ inline uint32_t PackBf16(float low, float high) {
   memcpy(&r, &pair, sizeof r);
   return r;
 }
+// Exact in fp32, then one rounding. Subnormals are the host's, kept.
+inline uint32_t MulBf16x2(uint32_t a, uint32_t b) {
+  const auto number = [](uint32_t bits) {
+    float f;
+    memcpy(&f, &bits, sizeof f);
+    return f;
+  };
+  return PackBf16(number(a << 16) * number(b << 16),
+                  number(a & 0xffff0000u) * number(b & 0xffff0000u));
+}
 inline void SpinPause() { simt::SpinOnce(); }
 
 struct LaunchConfig {
