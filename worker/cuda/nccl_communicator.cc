@@ -1,0 +1,198 @@
+#include "worker/cuda/nccl_communicator.h"
+
+#include <cuda_runtime_api.h>
+
+#include <cstring>
+
+#include "absl/strings/str_format.h"
+#include "absl/time/clock.h"
+#include "common/status_macros.h"
+#include "worker/cuda/cuda_status.h"
+#include "worker/cuda/cuda_stream.h"
+
+namespace lapidary {
+namespace {
+
+constexpr absl::Duration kPoll = absl::Milliseconds(1);
+constexpr absl::Duration kWatchInterval = absl::Milliseconds(100);
+
+cudaStream_t Raw(Stream& stream) { return static_cast<CudaStream&>(stream).raw(); }
+
+}  // namespace
+
+absl::StatusOr<std::string> NewNcclId() {
+  ncclUniqueId id;
+  if (const ncclResult_t made = ncclGetUniqueId(&id); made != ncclSuccess) {
+    return NcclError("making a rendezvous", made, nullptr);
+  }
+  return std::string(id.internal, sizeof id.internal);
+}
+
+absl::Status NcclError(std::string_view operation, ncclResult_t result, ncclComm_t comm) {
+  if (result == ncclSuccess) return absl::OkStatus();
+  const char* const detail = ncclGetLastError(comm);
+  const std::string message = absl::StrFormat(
+      "%s: NCCL says %s%s%s", operation, ncclGetErrorString(result),
+      detail != nullptr && *detail != '\0' ? ": " : "", detail != nullptr ? detail : "");
+  // A peer or the way to it is gone; the rest is ours, or the device's.
+  if (result == ncclRemoteError || result == ncclSystemError) {
+    return absl::UnavailableError(message);
+  }
+  return absl::InternalError(message);
+}
+
+absl::StatusOr<std::unique_ptr<NcclCommunicator>> NcclCommunicator::Create(
+    const NcclOptions& options) {
+  std::unique_ptr<NcclCommunicator> comm(new NcclCommunicator(options));
+  RETURN_IF_ERROR(comm->Init());
+  return comm;
+}
+
+absl::Status NcclCommunicator::Init() {
+  ncclUniqueId id;
+  if (options_.id.size() != sizeof id.internal) {
+    return absl::InternalError(absl::StrFormat("a NCCL rendezvous of %d bytes, %d are expected",
+                                               options_.id.size(), sizeof id.internal));
+  }
+  std::memcpy(id.internal, options_.id.data(), sizeof id.internal);
+  RETURN_IF_CUDA_ERROR("memory for barriers", cudaMalloc(&barrier_word_, sizeof(float)));
+  RETURN_IF_CUDA_ERROR("memory for barriers", cudaMemset(barrier_word_, 0, sizeof(float)));
+  ncclConfig_t config = NCCL_CONFIG_INITIALIZER;
+  config.blocking = 0;
+  {
+    absl::MutexLock lock(&mu_);
+    const ncclResult_t begun =
+        ncclCommInitRankConfig(&comm_, options_.size, id, options_.rank.value, &config);
+    RETURN_IF_ERROR(
+        Settle("meeting the other GPUs", begun, absl::Now() + options_.connect_timeout));
+  }
+  watch_ = std::thread([this] { Watch(); });
+  return absl::OkStatus();
+}
+
+absl::Status NcclCommunicator::Settle(std::string_view operation, ncclResult_t result,
+                                      absl::Time deadline) {
+  // Others may abort while this waits.
+  while (result == ncclInProgress) {
+    if (options_.ended) RETURN_IF_ERROR(options_.ended());
+    if (absl::Now() > deadline) {
+      return absl::DeadlineExceededError(
+          absl::StrFormat("%s: not all of %d ranks have come", operation, options_.size));
+    }
+    mu_.Unlock();
+    absl::SleepFor(kPoll);
+    mu_.Lock();
+    RETURN_IF_ERROR(end_);
+    if (const ncclResult_t asked = ncclCommGetAsyncError(comm_, &result); asked != ncclSuccess) {
+      return NcclError(operation, asked, comm_);
+    }
+  }
+  return NcclError(operation, result, comm_);
+}
+
+NcclCommunicator::~NcclCommunicator() {
+  stop_watching_.Notify();
+  if (watch_.joinable()) watch_.join();
+  {
+    absl::MutexLock lock(&mu_);
+    // Nobody waits for the others here: a group that ends well has drained, any other must not
+    // hang.
+    if (comm_ != nullptr) (void)ncclCommAbort(comm_);
+    comm_ = nullptr;
+  }
+  if (barrier_word_ != nullptr) (void)cudaFree(barrier_word_);
+}
+
+void NcclCommunicator::Watch() {
+  while (!stop_watching_.WaitForNotificationWithTimeout(kWatchInterval)) {
+    absl::Status lost;
+    {
+      absl::MutexLock lock(&mu_);
+      if (comm_ == nullptr) return;
+      ncclResult_t state = ncclSuccess;
+      if (ncclCommGetAsyncError(comm_, &state) != ncclSuccess) continue;
+      if (state == ncclSuccess || state == ncclInProgress) continue;
+      lost = NcclError("the GPUs' communicator", state, comm_);
+    }
+    if (options_.on_lost) options_.on_lost(lost);
+    Abort(std::string(lost.message()));
+    return;
+  }
+}
+
+void NcclCommunicator::Abort(const std::string& reason) {
+  absl::MutexLock lock(&mu_);
+  if (end_.ok()) end_ = absl::UnavailableError(reason);
+  // Kernels that wait for other ranks end; the stream's work behind them is worthless.
+  if (comm_ != nullptr) (void)ncclCommAbort(comm_);
+  comm_ = nullptr;
+}
+
+void NcclCommunicator::Run(std::string_view operation, Stream& stream,
+                           const std::function<ncclResult_t()>& calls) {
+  auto& cuda = static_cast<CudaStream&>(stream);
+  absl::MutexLock lock(&mu_);
+  if (comm_ == nullptr) {
+    cuda.Fail(end_.ok() ? absl::UnavailableError("the GPUs' communicator is gone") : end_);
+    return;
+  }
+  if (absl::Status s = Settle(operation, calls(), absl::Now() + options_.connect_timeout);
+      !s.ok()) {
+    cuda.Fail(std::move(s));
+  }
+}
+
+void NcclCommunicator::AllReduceSum(float* data, int64_t count, Stream& stream) {
+  if (size() == 1 || count == 0) return;
+  Run("all-reduce", stream, [&]() ABSL_NO_THREAD_SAFETY_ANALYSIS {
+    return ncclAllReduce(data, data, static_cast<size_t>(count), ncclFloat32, ncclSum, comm_,
+                         Raw(stream));
+  });
+}
+
+void NcclCommunicator::AllReduceSumBf16(void* data, int64_t count, Stream& stream) {
+  if (size() == 1 || count == 0) return;
+  Run("all-reduce", stream, [&]() ABSL_NO_THREAD_SAFETY_ANALYSIS {
+    return ncclAllReduce(data, data, static_cast<size_t>(count), ncclBfloat16, ncclSum, comm_,
+                         Raw(stream));
+  });
+}
+
+void NcclCommunicator::AllGather(const void* send, int64_t bytes, void* recv, Stream& stream) {
+  if (bytes == 0) return;
+  Run("all-gather", stream, [&]() ABSL_NO_THREAD_SAFETY_ANALYSIS {
+    return ncclAllGather(send, recv, static_cast<size_t>(bytes), ncclUint8, comm_, Raw(stream));
+  });
+}
+
+void NcclCommunicator::Barrier(Stream& stream) {
+  if (size() > 1) AllReduceSum(barrier_word_, 1, stream);
+}
+
+void NcclCommunicator::AllToAll(const void* send, const std::vector<int64_t>& send_bytes,
+                                void* recv, const std::vector<int64_t>& recv_bytes,
+                                Stream& stream) {
+  Run("all-to-all", stream, [&]() ABSL_NO_THREAD_SAFETY_ANALYSIS {
+    if (const ncclResult_t r = ncclGroupStart(); r != ncclSuccess) return r;
+    ncclResult_t result = ncclSuccess;
+    const auto keep = [&result](ncclResult_t r) {
+      if (result == ncclSuccess && r != ncclInProgress) result = r;
+    };
+    const auto* from = static_cast<const uint8_t*>(send);
+    auto* to = static_cast<uint8_t*>(recv);
+    for (int r = 0; r < size(); ++r) {
+      if (send_bytes[r] > 0) {
+        keep(ncclSend(from, static_cast<size_t>(send_bytes[r]), ncclUint8, r, comm_, Raw(stream)));
+      }
+      if (recv_bytes[r] > 0) {
+        keep(ncclRecv(to, static_cast<size_t>(recv_bytes[r]), ncclUint8, r, comm_, Raw(stream)));
+      }
+      from += send_bytes[r];
+      to += recv_bytes[r];
+    }
+    const ncclResult_t ended = ncclGroupEnd();
+    return result != ncclSuccess ? result : ended;
+  });
+}
+
+}  // namespace lapidary
