@@ -2,8 +2,12 @@
 //
 //   norm(x)[i] = x[i] / sqrt(mean(x^2) + eps) * w[i]        (Gemma 3: the caller passes 1 + w)
 //
-// Sums in fp32, one order whatever else is in the batch. Rows may be any width; strides are in
-// elements. rows == 0 is a no-op. Errors: cudaErrorInvalidValue for a bad size, else the launch's.
+// Sums in fp32, in an order that the width alone decides, whatever else is in the batch. Rows may
+// be any width and alignment (fastest: all rows aligned to 16 bytes); strides are in elements. A
+// row of up to 6144 is read once. rows == 0 is a no-op. Errors: cudaErrorInvalidValue for a bad
+// size, else the launch's.
+//
+// Ran on: emulation; no GPU yet
 #pragma once
 #include <cuda_bf16.h>
 #include <cuda_runtime_api.h>
@@ -23,7 +27,8 @@ struct RmsNormParams {
   // One of the three. Columns [dim, y_stride) are set to 0: products read whole chunks of 8.
   __nv_bfloat16* y_bf16 = nullptr;
   float* y_fp32 = nullptr;
-  uint8_t* y_e4m3 = nullptr;  // with y_scale [rows]: value = code * scale, scale = largest / 448
+  // With y_scale [rows]: value = code * scale, scale = largest / 448 (1 below 2^-126).
+  uint8_t* y_e4m3 = nullptr;
   float* y_scale = nullptr;
   int64_t y_stride = 0;
 };

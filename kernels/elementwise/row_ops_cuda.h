@@ -1,6 +1,8 @@
-// Row operations of a GPU step that are neither norms nor products. Any width; strides in elements;
-// rows == 0 is a no-op; fp32 inside. Errors: cudaErrorInvalidValue for a bad size, else the
-// launch's.
+// Row operations of a GPU step that are neither norms nor products. Any width and alignment
+// (fastest: rows aligned to 16 bytes); strides in elements; rows == 0 is a no-op; fp32 inside.
+// Errors: cudaErrorInvalidValue for a bad size, else the launch's.
+//
+// Ran on: emulation; no GPU yet
 #pragma once
 #include <cuda_bf16.h>
 #include <cuda_runtime_api.h>
@@ -94,7 +96,8 @@ struct SoftCapParams {
 };
 cudaError_t LaunchSoftCap(const SoftCapParams& p, cudaStream_t stream);
 
-// codes = e4m3(x / scale), scale = largest of the row / 448 (1 for a row of zeros).
+// codes = e4m3(x / scale), nearest even, scale = largest of the row / 448 (1 where that is below
+// 2^-126: a row of zeros).
 struct QuantizeRowsParams {
   const __nv_bfloat16* x = nullptr;  // [rows, x_stride]
   int64_t x_stride = 0;
