@@ -2,7 +2,7 @@
 # C++ for the SIMT executor (tests only).
 #
 #   LAPIDARY_CUDA=AUTO  on where a toolkit is found: on PATH, in /usr/local/cuda, or in .venv-cuda
-#                       (scripts/setup --cuda puts a pinned one there); ON insists; OFF leaves it out
+#                       (scripts/setup-cuda puts a pinned one there); ON insists; OFF leaves it out
 #
 # lapidary_kernels(SRCS a.cu ...)            adds device sources (of the calling folder)
 # lapidary_kernel_test(SRCS a_cuda_test.cc)  adds host tests of kernels: they run under emulation
@@ -17,11 +17,9 @@ if(NOT LAPIDARY_CUDA STREQUAL "OFF")
   find_program(LAPIDARY_NVCC nvcc
     HINTS ${CMAKE_SOURCE_DIR}/.venv-cuda/toolkit/bin /usr/local/cuda/bin)
   if(LAPIDARY_NVCC)
-    get_filename_component(nvcc_real ${LAPIDARY_NVCC} REALPATH)
-    get_filename_component(LAPIDARY_CUDA_ROOT ${nvcc_real}/../.. ABSOLUTE)
     set(LAPIDARY_HAVE_CUDA ON)
   elseif(LAPIDARY_CUDA STREQUAL "ON")
-    message(FATAL_ERROR "LAPIDARY_CUDA is ON and there is no nvcc: run scripts/setup --cuda, or "
+    message(FATAL_ERROR "LAPIDARY_CUDA is ON and there is no nvcc: run scripts/setup-cuda, or "
                         "put a CUDA 13 toolkit's bin folder on PATH")
   endif()
 endif()
@@ -48,9 +46,8 @@ if(LAPIDARY_CCACHE)
   set(CMAKE_CUDA_COMPILER_LAUNCHER ${CMAKE_CXX_COMPILER_LAUNCHER})
 endif()
 find_package(CUDAToolkit 13 REQUIRED)
-find_library(LAPIDARY_NCCL nccl HINTS ${CUDAToolkit_LIBRARY_DIR} ${LAPIDARY_CUDA_ROOT}/lib
-             PATH_SUFFIXES lib lib64 REQUIRED)
-message(STATUS "CUDA backend: ${CUDAToolkit_VERSION} at ${LAPIDARY_CUDA_ROOT}")
+find_library(LAPIDARY_NCCL nccl HINTS ${CUDAToolkit_LIBRARY_DIR} REQUIRED)
+message(STATUS "CUDA backend: ${CUDAToolkit_VERSION}, ${CUDAToolkit_LIBRARY_DIR}")
 
 # Headers of cudart, cuBLASLt and NCCL for host code that links none of them yet.
 add_library(lapidary_cuda_headers INTERFACE)

@@ -1,8 +1,9 @@
-// Activations: the gates over what they gate, and the soft cap. A thread takes 8 outputs.
+// Activations: the gates over what they gate, the soft cap, and rounding. A thread takes 8 outputs.
 //
 // Bytes per output: GatedGelu reads 4 and writes 2, about 25 instructions in 6 bytes; GateEmbedding
-// reads 6 and writes 2; SoftCap reads and writes 4. Memory is the limit: H100 executes one warp
-// instruction per 3.6 bytes read, so 32 outputs of GatedGelu may take 53.
+// reads 6 and writes 2; SoftCap reads and writes 4; RoundRows reads 4 and writes 2. Memory is the
+// limit: H100 executes one warp instruction per 3.6 bytes read, so 32 outputs of GatedGelu may
+// take 53.
 #include "kernels/elementwise/gelu.h"
 #include "kernels/elementwise/row_ops_cuda.h"
 #include "kernels/elementwise/row_team.h"
@@ -93,6 +94,22 @@ __global__ void __launch_bounds__(kThreads)
   StoreUnit(row, first, dim, k.aligned, y);
 }
 
+struct RoundRowsKernelParams {
+  RoundRowsParams p;
+  bool x_aligned, y_aligned;
+};
+
+__global__ void __launch_bounds__(kThreads)
+    RoundRowsKernel(const __grid_constant__ RoundRowsKernelParams k) {
+  const RoundRowsParams& p = k.p;
+  const int64_t row = blockIdx.x;
+  const int first = FirstOfUnit();
+  const int dim = static_cast<int>(p.dim), y_stride = static_cast<int>(p.y_stride);
+  if (first >= y_stride) return;
+  const Unit x = LoadUnit(p.x + row * p.x_stride, first, dim, k.x_aligned);
+  StoreUnit(p.y + row * p.y_stride, first, y_stride, k.y_aligned, x);
+}
+
 }  // namespace
 
 cudaError_t LaunchGatedGelu(const GatedGeluParams& p, cudaStream_t stream) {
@@ -121,6 +138,19 @@ cudaError_t LaunchGateEmbedding(const GateEmbeddingParams& p, cudaStream_t strea
   k.out_aligned = AlignedRows(p.out, p.out_stride * 2, 16);
   return gpu::Launch(GateEmbeddingKernel, UnitGrid("gate_embedding", p.rows, p.out_stride, stream),
                      k);
+}
+
+cudaError_t LaunchRoundRows(const RoundRowsParams& p, cudaStream_t stream) {
+  if (p.rows < 0 || p.rows > kMaxRows || p.dim <= 0 || p.y_stride < p.dim ||
+      p.y_stride > kMaxColumns) {
+    return cudaErrorInvalidValue;
+  }
+  if (p.rows == 0) return cudaSuccess;
+  RoundRowsKernelParams k;
+  k.p = p;
+  k.x_aligned = AlignedRows(p.x, p.x_stride * 4, 16);
+  k.y_aligned = AlignedRows(p.y, p.y_stride * 2, 16);
+  return gpu::Launch(RoundRowsKernel, UnitGrid("round_rows", p.rows, p.y_stride, stream), k);
 }
 
 cudaError_t LaunchSoftCap(const SoftCapParams& p, cudaStream_t stream) {

@@ -1,6 +1,7 @@
 // Gates and soft cap against double precision. A bf16 store errs by 2^-8 of the value.
 #include <gtest/gtest.h>
 
+#include <array>
 #include <cmath>
 #include <limits>
 
@@ -183,6 +184,39 @@ TEST(Activations, RefuseBadSizesAndDoNothingForNoRows) {
   EXPECT_EQ(LaunchSoftCap(cap, stream), cudaSuccess);
   cap.cap = 0;
   EXPECT_EQ(LaunchSoftCap(cap, stream), cudaErrorInvalidValue);
+}
+
+TEST(RoundRows, RoundsOnceAndPads) {
+  for (const auto& [rows, dim, skew] :
+       {std::array<int64_t, 3>{1, 1, 0}, {3, 54, 0}, {2, 64, 1}, {5, 2048, 0}, {2, 2051, 3}}) {
+    const int64_t stride = (dim + 15) / 16 * 16;
+    std::mt19937 random(7);
+    std::normal_distribution<float> normal(0, 100);
+    std::vector<float> x(rows * dim);
+    for (float& v : x) v = normal(random);
+    DeviceArray<float> in(x, skew);
+    DeviceArray<__nv_bfloat16> out(rows * stride, skew);
+    const RoundRowsParams p{.x = in.data(),
+                            .x_stride = dim,
+                            .y = out.data(),
+                            .y_stride = stride,
+                            .rows = rows,
+                            .dim = dim};
+    TestStream stream;
+    ASSERT_EQ(LaunchRoundRows(p, stream), cudaSuccess);
+    const std::vector<__nv_bfloat16> got = out.Get();
+    for (int64_t r = 0; r < rows; ++r) {
+      for (int64_t i = 0; i < stride; ++i) {
+        const float expected = i < dim ? RoundToBf16(x[r * dim + i]) : 0.0f;
+        ASSERT_EQ(Float(got[r * stride + i]), expected) << "row " << r << " column " << i;
+      }
+    }
+  }
+  RoundRowsParams bad;
+  bad.rows = 1;
+  bad.dim = 8;
+  bad.y_stride = 7;
+  EXPECT_EQ(LaunchRoundRows(bad, nullptr), cudaErrorInvalidValue);
 }
 
 }  // namespace

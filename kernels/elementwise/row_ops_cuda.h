@@ -96,6 +96,16 @@ struct SoftCapParams {
 };
 cudaError_t LaunchSoftCap(const SoftCapParams& p, cudaStream_t stream);
 
+// y = x rounded to bf16, as products read it.
+struct RoundRowsParams {
+  const float* x = nullptr;  // [rows, x_stride]
+  int64_t x_stride = 0;
+  __nv_bfloat16* y = nullptr;  // [rows, y_stride]; columns [dim, y_stride) become 0
+  int64_t y_stride = 0;
+  int64_t rows = 0, dim = 0;
+};
+cudaError_t LaunchRoundRows(const RoundRowsParams& p, cudaStream_t stream);
+
 // codes = e4m3(x / scale), nearest even, scale = largest of the row / 448 (1 where that is below
 // 2^-126: a row of zeros).
 struct QuantizeRowsParams {

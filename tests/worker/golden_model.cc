@@ -5,12 +5,15 @@
 #include <map>
 #include <numeric>
 #include <random>
+#include <thread>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "absl/synchronization/mutex.h"
 #include "common/status_macros.h"
 #include "model/shard_plan.h"
 #include "nlohmann/json.hpp"
+#include "worker/gpu_module.h"
 
 namespace lapidary {
 namespace {
@@ -102,7 +105,8 @@ absl::StatusOr<std::unique_ptr<GoldenGroup>> GoldenGroup::Create(const std::stri
   runner_options.max_step_tokens = kMaxStepTokens;
   runner_options.max_logits_rows = options.max_logits_rows;
   runner_options.max_context = spec.max_context;
-  for (int rank = 0; rank < options.tp; ++rank) {
+  if (!options.gpu_library.empty()) RETURN_IF_ERROR(group->LoadGpus(options, runner_options));
+  for (int rank = 0; options.gpu_library.empty() && rank < options.tp; ++rank) {
     const Checkpoint& source = rank == options.zeroed_rank ? *group->zeros_ : *group->checkpoint_;
     ASSIGN_OR_RETURN(std::unique_ptr<ModelRunner> runner,
                      ModelRunner::Load(source, plan.ranks[rank], runner_options,
@@ -116,6 +120,72 @@ absl::StatusOr<std::unique_ptr<GoldenGroup>> GoldenGroup::Create(const std::stri
     std::shuffle(pages.begin(), pages.end(), rng);
   }
   return group;
+}
+
+absl::Status GoldenGroup::OnAllRanks(const std::function<absl::Status(int)>& fn) {
+  const int ranks = static_cast<int>(comms_.size());
+  std::vector<absl::Status> results(ranks);
+  std::vector<std::thread> threads;
+  for (int rank = 0; rank < ranks; ++rank) {
+    threads.emplace_back([&, rank] { results[rank] = fn(rank); });
+  }
+  for (std::thread& thread : threads) thread.join();
+  for (const absl::Status& status : results) RETURN_IF_ERROR(status);
+  return absl::OkStatus();
+}
+
+absl::Status GoldenGroup::LoadGpus(const GroupOptions& options,
+                                   const RunnerOptions& runner_options) {
+  ASSIGN_OR_RETURN(GpuModule* const module, OpenGpuModule(options.gpu_library));
+  ASSIGN_OR_RETURN(const ShardPlan plan, PlanShards(checkpoint_->spec(), options.tp));
+  runners_.resize(options.tp);
+  on_gpu_.resize(options.tp);
+  for (const RankShard& shard : plan.ranks) vocab_.push_back(shard.vocab);
+  absl::Mutex mu;
+  std::string id;
+  return OnAllRanks([&](int rank) -> absl::Status {
+    GpuRank gpu{.gpu = rank, .rank = RankId{rank}, .size = options.tp};
+    gpu.share_communicator_id = [&](const std::string& own) -> absl::StatusOr<std::string> {
+      absl::MutexLock lock(&mu);
+      if (!own.empty()) id = own;
+      const auto known = [&id] { return !id.empty(); };
+      mu.Await(absl::Condition(&known));
+      return id;
+    };
+    gpu.ended = [] { return absl::OkStatus(); };
+    gpu.on_lost = [](const absl::Status&) {};
+    ASSIGN_OR_RETURN(runners_[rank], module->LoadRunner(*checkpoint_, plan.ranks[rank],
+                                                        runner_options, gpu, nullptr));
+    RETURN_IF_ERROR(runners_[rank]->AllocateKv({kPages, kPages}));
+    runners_[rank]->set_probe(
+        [this, rank](std::string_view name, const float* data, int64_t rows, int64_t width) {
+          if (name == "logits")
+            on_gpu_[rank].insert(on_gpu_[rank].end(), data, data + rows * width);
+        });
+    return absl::OkStatus();
+  });
+}
+
+// A GPU's logits are its own memory: what it shows of them is taken.
+absl::StatusOr<Logits> GoldenGroup::StepOnGpus(const HostBatch& batch) {
+  const auto rows = static_cast<int64_t>(batch.logits_index.size());
+  RETURN_IF_ERROR(OnAllRanks([&](int rank) -> absl::Status {
+    on_gpu_[rank].clear();
+    RETURN_IF_ERROR(runners_[rank]->Forward(batch));
+    for (int64_t first = max_logits_rows_; first < rows; first += max_logits_rows_) {
+      runners_[rank]->EnqueueLogits(first);
+    }
+    return runners_[rank]->stream().Synchronize();
+  }));
+  Logits logits(rows, std::vector<float>(checkpoint_->spec().vocab));
+  for (size_t rank = 0; rank < runners_.size(); ++rank) {
+    const int64_t stride = std::ssize(on_gpu_[rank]) / rows;
+    for (int64_t row = 0; row < rows; ++row) {
+      std::copy_n(on_gpu_[rank].data() + row * stride, vocab_[rank].size(),
+                  logits[row].begin() + vocab_[rank].begin);
+    }
+  }
+  return logits;
 }
 
 void GoldenGroup::AddPages(Sequence& sequence, int first_query, int end) {
@@ -164,6 +234,7 @@ absl::StatusOr<Logits> GoldenGroup::Step(const std::vector<Sequence*>& sequences
   }
   batch.logits_index.resize(batch.token_ids.size());
   std::iota(batch.logits_index.begin(), batch.logits_index.end(), 0);
+  if (!on_gpu_.empty()) return StepOnGpus(batch);
   for (auto& runner : runners_) RETURN_IF_ERROR(runner->Forward(batch));
 
   const int64_t rows = static_cast<int64_t>(batch.token_ids.size());

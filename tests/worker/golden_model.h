@@ -2,6 +2,7 @@
 // tensor-parallel group in this process that is driven step by step without an engine.
 #pragma once
 #include <array>
+#include <functional>
 #include <memory>
 #include <string>
 #include <vector>
@@ -46,10 +47,12 @@ struct GroupOptions {
   std::string kv_format = "auto";
   std::string kv_type = "auto";
   int max_logits_rows = 576;
-  int zeroed_rank = -1;  // this rank reads zeros instead of its weights
+  int zeroed_rank = -1;     // this rank reads zeros instead of its weights
+  std::string gpu_library;  // not empty: ranks of GPUs, of this library
 };
 
-// All ranks of a group. One thread drives it: work runs on the runners' streams.
+// All ranks of a group. One thread drives it: work runs on the runners' streams (of GPUs: on a
+// thread per rank, which is what their collectives expect).
 class GoldenGroup {
  public:
   static absl::StatusOr<std::unique_ptr<GoldenGroup>> Create(const std::string& path,
@@ -76,12 +79,18 @@ class GoldenGroup {
  private:
   GoldenGroup() = default;
   void AddPages(Sequence& sequence, int first_query, int end);
+  absl::Status LoadGpus(const GroupOptions& options, const RunnerOptions& runner_options);
   absl::StatusOr<Logits> Gather(int64_t rows);
+  absl::StatusOr<Logits> StepOnGpus(const HostBatch& batch);
+  // fn(rank) for every rank, each on a thread of its own; the first error.
+  absl::Status OnAllRanks(const std::function<absl::Status(int)>& fn);
 
   std::unique_ptr<Checkpoint> checkpoint_;
   std::unique_ptr<Checkpoint> zeros_;
   std::vector<std::unique_ptr<Communicator>> comms_;
   std::vector<std::unique_ptr<ModelRunner>> runners_;
+  std::vector<Range> vocab_;                // of each rank; GPUs only
+  std::vector<std::vector<float>> on_gpu_;  // logits that each rank has shown
   std::array<std::vector<PageId>, kKvFamilies> free_pages_;
   int max_logits_rows_ = 0;
   int window_ = 0;
