@@ -15,6 +15,7 @@ int RunInspect(const InspectFlags& flags);
 int RunDebug(const DebugFlags& flags);
 int RunBench(const BenchFlags& flags);
 int RunTop(const TopFlags& flags);
+int RunDoctor(const DoctorFlags& flags);
 
 // Prints "lapidary: MESSAGE" to stderr; 1.
 int Fail(const absl::Status& status);

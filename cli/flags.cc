@@ -75,8 +75,9 @@ void AddEngine(CLI::App* app, EngineFlags& f, bool model_required) {
   auto* model = app->add_option("MODEL", f.model_path, "Hugging Face directory or GGUF file");
   if (model_required) model->required();
   app->add_option("--served-model-name", f.served_model_name, "Name clients ask for");
-  app->add_option("--tp,--tensor-parallel", f.tensor_parallel, "Ranks that share the model")
-      ->check(CLI::Range(1, 64));
+  app->add_option("--tp,--tensor-parallel", f.tensor_parallel,
+                  "Ranks that share the model; 0: every GPU of this machine, without any one")
+      ->check(CLI::Range(0, 64));
   app->add_option("--compute", f.compute,
                   "Arithmetic of the products; auto: int8 for quantised files on a CPU, else bf16")
       ->check(CLI::IsMember({"auto", "fp32", "bf16", "int8", "fp8"}));
@@ -361,6 +362,17 @@ void AddCommands(CLI::App& app, CommandLine& line) {
       "Examples:\n  lapidary top                                      a server on this machine\n"
       "  lapidary top --metrics-server 10.0.0.5:9464 --interval 5\n"
       "  lapidary top --once --interval 0                  averages since the server started");
+
+  CLI::App* doctor = add("doctor", "Look at this machine's GPUs", Command::kDoctor);
+  doctor->add_flag("--gpu", line.doctor.gpu,
+                   "Run every kernel on the GPU and compare it with its reference");
+  doctor->add_flag("--json", line.doctor.json, "Print one JSON object");
+  doctor->add_option("--cuda-library", line.doctor.cuda_library,
+                     "The GPU part, liblapidary_cuda.so; default: beside this program");
+  doctor->footer(
+      "Exit code 0: there is a GPU to use.\n"
+      "Examples:\n  lapidary doctor            GPUs, driver, libraries, who reaches whose memory\n"
+      "  lapidary doctor --gpu      minutes: every wrapper and kernel against its reference");
 
   AddBench(add("bench", "Load a server and measure it", Command::kBench), line.bench);
 }

@@ -2,6 +2,7 @@
 
 #include <unistd.h>
 
+#include <algorithm>
 #include <cstdio>
 #include <filesystem>
 #include <string>
@@ -13,6 +14,8 @@
 #include "common/status_macros.h"
 #include "model/checkpoint.h"
 #include "model/shard_plan.h"
+#include "worker/gpu_module.h"
+#include "worker/worker_main.h"
 
 namespace lapidary {
 namespace {
@@ -72,6 +75,18 @@ std::vector<std::string> CoordinatorArgs(const ServeFlags& flags) {
   return args;
 }
 
+// Every GPU that can have a share of the model; 1 on a CPU.
+int DefaultRanks(const ModelSpec& spec, const DeviceFlags& device) {
+  const bool may_be_gpus =
+      device.device == "cuda" || (device.device == "auto" && HasGpu(device.cuda_library));
+  if (!may_be_gpus) return 1;
+  const absl::StatusOr<GpuModule*> module = OpenGpuModule(device.cuda_library);
+  if (!module.ok()) return 1;  // the worker says why
+  auto ranks = static_cast<int>((*module)->Report().gpus.size());
+  while (ranks > 1 && !PlanShards(spec, ranks).ok()) --ranks;
+  return std::max(ranks, 1);
+}
+
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<LocalCluster>> StartLocalCluster(const ServeFlags& flags,
@@ -84,7 +99,9 @@ absl::StatusOr<std::unique_ptr<LocalCluster>> StartLocalCluster(const ServeFlags
       const std::unique_ptr<Checkpoint> checkpoint,
       Checkpoint::Open(resolved.engine.model_path,
                        CheckpointOptions{.require_tensors = flags.device.device != "null"}));
-  RETURN_IF_ERROR(PlanShards(checkpoint->spec(), resolved.engine.tensor_parallel).status());
+  int& ranks = resolved.engine.tensor_parallel;
+  if (ranks == 0) ranks = DefaultRanks(checkpoint->spec(), flags.device);
+  RETURN_IF_ERROR(PlanShards(checkpoint->spec(), ranks).status());
 
   LocalClusterOptions options;
   options.coordinator_args = CoordinatorArgs(resolved);

@@ -65,6 +65,8 @@ int Run(const CommandLine& line) {
       return RunBench(line.bench);
     case CommandLine::Command::kTop:
       return RunTop(line.top);
+    case CommandLine::Command::kDoctor:
+      return RunDoctor(line.doctor);
   }
   return 2;
 }

@@ -17,7 +17,7 @@ struct LogFlags {
 struct EngineFlags {
   std::string model_path;
   std::string served_model_name;  // empty: the checkpoint's folder or file name
-  int tensor_parallel = 1;        // ranks of a group, 1 to 64
+  int tensor_parallel = 0;        // ranks of a group, 1 to 64; 0: every GPU, else 1
   std::string compute = "auto";   // auto, fp32, bf16, int8
   std::string arith = "auto";     // auto, or an arithmetic's name
   int64_t max_context = 0;        // tokens; 0: the model's, as far as the KV pool holds it
@@ -188,6 +188,12 @@ struct BenchFlags {
   bool json = false;
 };
 
+struct DoctorFlags {
+  bool gpu = false;  // run every kernel on the GPU
+  bool json = false;
+  std::string cuda_library;  // empty: beside this program
+};
+
 struct CommandLine {
   enum class Command {
     kExit,  // help or a mistake: `exit_code` says which
@@ -201,6 +207,7 @@ struct CommandLine {
     kDebug,
     kBench,
     kTop,
+    kDoctor,
   };
   Command command = Command::kExit;
   int exit_code = 0;
@@ -215,6 +222,7 @@ struct CommandLine {
   DebugFlags debug;
   BenchFlags bench;
   TopFlags top;
+  DoctorFlags doctor;
 };
 
 // Prints help and mistakes itself.

@@ -2,6 +2,7 @@
 #include <poll.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <atomic>
 #include <cstdio>
 #include <string>
@@ -30,7 +31,7 @@ CoordinatorConfig ToConfig(const CoordinatorFlags& flags) {
   config.served_model_name = flags.engine.served_model_name;
   config.compute = flags.engine.compute;
   config.arith = flags.engine.arith;
-  config.tensor_parallel = flags.engine.tensor_parallel;
+  config.tensor_parallel = std::max(1, flags.engine.tensor_parallel);
   config.max_context = flags.engine.max_context;
   config.max_running = flags.engine.max_running;
   config.max_step_tokens = flags.engine.max_step_tokens;

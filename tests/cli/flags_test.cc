@@ -109,7 +109,7 @@ TEST(Flags, MistakesEndWithTwoAndHelpWithZero) {
        std::vector<std::vector<std::string>>{{},
                                              {"sreve", "m"},
                                              {"serve"},
-                                             {"serve", "m", "--tp", "0"},
+                                             {"serve", "m", "--tp", "-1"},
                                              {"serve", "m", "--port", "x"},
                                              {"generate", "m", "--logit-bias", "x"},
                                              {"debug", "explode", "m", "f"}}) {
