@@ -146,7 +146,12 @@ cudaError_t cudaMemcpy2DAsync(void* to, size_t to_pitch, const void* from, size_
   return Copy(Many(to, to_pitch, width, height), Many(from, from_pitch, width, height), kind,
               stream, false);
 }
-cudaError_t cudaMemcpyPeer(void* to, int, const void* from, int, size_t bytes) {
+// Follows all work of both devices.
+cudaError_t cudaMemcpyPeer(void* to, int to_device, const void* from, int from_device,
+                           size_t bytes) {
+  LAPIDARY_RETURN_IF(Enter());
+  RunDevice(from_device);
+  RunDevice(to_device);
   return Copy(One(to, bytes), One(from, bytes), cudaMemcpyDeviceToDevice, nullptr, true);
 }
 cudaError_t cudaMemcpyPeerAsync(void* to, int, const void* from, int, size_t bytes,
