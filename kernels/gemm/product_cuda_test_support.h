@@ -24,6 +24,7 @@ class DeviceBytes {
   }
   template <class T>
   explicit DeviceBytes(const std::vector<T>& host) : DeviceBytes(host.size() * sizeof(T)) {
+    if (bytes_ == 0) return;
     EXPECT_EQ(cudaMemcpy(data_, host.data(), bytes_, cudaMemcpyHostToDevice), cudaSuccess);
   }
   ~DeviceBytes() { EXPECT_EQ(cudaFree(data_), cudaSuccess); }

@@ -55,7 +55,7 @@ struct RouterSums {
 };
 
 template <int kTokens, int kExperts>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, kExperts == 8 ? 1 : 2)
     RouterLogitsKernel(const __grid_constant__ RouterParams p) {
   constexpr int kValues = kTokens * kExperts;
   GPU_SHARED(products, float[kWarps][kValues]);

@@ -32,10 +32,11 @@ __global__ void MovmatrixKernel(const __grid_constant__ WrapperParams p) {
   static_cast<uint32_t*>(p.out)[lane] = gpu::Movmatrix(static_cast<const uint32_t*>(p.a)[lane]);
 }
 
-template <bool kE4m3>
+enum class Product { kBf16, kF16, kE4m3 };
+template <Product kProduct>
 __global__ void Mma(const __grid_constant__ WrapperParams p) {
 #if !GPU_HAS_E4M3
-  if constexpr (kE4m3) return;
+  if constexpr (kProduct == Product::kE4m3) return;
 #endif
   const unsigned lane = threadIdx.x;
   const uint32_t* a_in = static_cast<const uint32_t*>(p.a) + lane * 4;
@@ -43,8 +44,10 @@ __global__ void Mma(const __grid_constant__ WrapperParams p) {
   float* out = static_cast<float*>(p.out) + lane * 4;
   const uint32_t a[4] = {a_in[0], a_in[1], a_in[2], a_in[3]};
   float d[4] = {out[0], out[1], out[2], out[3]};
-  if constexpr (!kE4m3) {
+  if constexpr (kProduct == Product::kBf16) {
     gpu::MmaBf16(d, a, b[0], b[1]);
+  } else if constexpr (kProduct == Product::kF16) {
+    gpu::MmaF16(d, a, b[0], b[1]);
   } else {
 #if GPU_HAS_E4M3
     gpu::MmaE4m3(d, a, b[0], b[1]);
@@ -110,6 +113,55 @@ __global__ void __launch_bounds__(128) Wgmma(const __grid_constant__ WrapperPara
   }
   for (int i = 0; i < 32; ++i) static_cast<float*>(p.out)[thread * 32 + i] = d[i];
 #endif
+}
+
+__global__ void __launch_bounds__(128) Wgmma128(const __grid_constant__ WrapperParams p) {
+#if GPU_HAS_WGMMA
+  GPU_DYN_SMEM(unsigned char, tiles);  // A, then B of twice its size
+  GPU_SHARED(full, gpu::Mbarrier);
+  const int thread = static_cast<int>(threadIdx.x);
+  if (thread == 0) {
+    gpu::MbarrierInit(&full, 1);
+    gpu::FenceMbarrierInit();
+  }
+  __syncthreads();
+  float d[64] = {};
+  for (int i = 0; i < p.n; ++i) {
+    if (thread == 0) {
+      const unsigned char* a = static_cast<const unsigned char*>(p.a) + int64_t{i} * kTileBytes;
+      const unsigned char* b = static_cast<const unsigned char*>(p.b) + int64_t{i} * 2 * kTileBytes;
+      gpu::MbarrierArriveExpect(&full, 3 * kTileBytes);
+      gpu::BulkCopyToShared(tiles, a, kTileBytes, &full);
+      gpu::BulkCopyToShared(tiles + kTileBytes, b, 2 * kTileBytes, &full);
+    }
+    gpu::MbarrierWait(&full, i % 2);
+    gpu::WgmmaFence();
+    for (int k = 0; k < 64; k += 16) {
+      gpu::WgmmaM64N128K16(d, gpu::WgmmaDescriptor(tiles + k * 2),
+                           gpu::WgmmaDescriptor(tiles + kTileBytes + k * 2));
+    }
+    gpu::WgmmaCommit();
+    gpu::WgmmaWait<0>();
+    __syncthreads();
+  }
+  for (int i = 0; i < 64; ++i) static_cast<float*>(p.out)[thread * 64 + i] = d[i];
+#endif
+}
+
+__global__ void Widen(const __grid_constant__ WrapperParams p) {
+  const int i = static_cast<int>(blockIdx.x * blockDim.x + threadIdx.x);
+  if (i >= p.n) return;
+  uint32_t* out = static_cast<uint32_t*>(p.out) + 2 * i;
+  gpu::WidenE4m3(static_cast<const uint32_t*>(p.a)[i], &out[0], &out[1]);
+}
+
+__global__ void CopyPart(const __grid_constant__ WrapperParams p) {
+  GPU_DYN_SMEM(uint4, chunks);
+  const int i = static_cast<int>(threadIdx.x);
+  gpu::CpAsyncUpTo16(&chunks[i], static_cast<const uint4*>(p.a) + i, i < 17 ? i : 0);
+  gpu::CpAsyncCommit();
+  gpu::CpAsyncWait<0>();
+  gpu::Store(static_cast<uint4*>(p.out) + i, chunks[i]);
 }
 
 __global__ void Exp2(const __grid_constant__ WrapperParams p) {
@@ -262,16 +314,28 @@ cudaError_t LaunchMovmatrix(const WrapperParams& p, cudaStream_t stream) {
   return Launch("movmatrix", MovmatrixKernel, 32, 0, p, stream);
 }
 cudaError_t LaunchMmaBf16(const WrapperParams& p, cudaStream_t stream) {
-  return Launch("mma_bf16", Mma<false>, 32, 0, p, stream);
+  return Launch("mma_bf16", Mma<Product::kBf16>, 32, 0, p, stream);
+}
+cudaError_t LaunchMmaF16(const WrapperParams& p, cudaStream_t stream) {
+  return Launch("mma_f16", Mma<Product::kF16>, 32, 0, p, stream);
 }
 cudaError_t LaunchMmaE4m3(const WrapperParams& p, cudaStream_t stream) {
-  return Launch("mma_e4m3", Mma<true>, 32, 0, p, stream);
+  return Launch("mma_e4m3", Mma<Product::kE4m3>, 32, 0, p, stream);
 }
 cudaError_t LaunchWgmma(const WrapperParams& p, cudaStream_t stream) {
   return Launch("wgmma", Wgmma<false>, 128, 4 * kTileBytes, p, stream);
 }
 cudaError_t LaunchWgmmaBulk(const WrapperParams& p, cudaStream_t stream) {
   return Launch("wgmma_bulk", Wgmma<true>, 128, 4 * kTileBytes, p, stream);
+}
+cudaError_t LaunchWgmma128(const WrapperParams& p, cudaStream_t stream) {
+  return Launch("wgmma_128", Wgmma128, 128, 3 * kTileBytes, p, stream);
+}
+cudaError_t LaunchWidenE4m3(const WrapperParams& p, cudaStream_t stream) {
+  return Launch("widen_e4m3", Widen, 128, 0, p, stream, Blocks(p.n));
+}
+cudaError_t LaunchCpAsyncUpTo16(const WrapperParams& p, cudaStream_t stream) {
+  return Launch("cp_async_up_to_16", CopyPart, 32, 512, p, stream);
 }
 cudaError_t LaunchExp2(const WrapperParams& p, cudaStream_t stream) {
   return Launch("exp2", Exp2, 128, 0, p, stream, Blocks(p.n));

@@ -21,11 +21,18 @@ cudaError_t LaunchLdmatrix2(const WrapperParams& p, cudaStream_t stream);
 cudaError_t LaunchMovmatrix(const WrapperParams& p, cudaStream_t stream);
 // Per lane: a [32][4] and b [32][2] registers, out [32][4] floats, which also hold the addend.
 cudaError_t LaunchMmaBf16(const WrapperParams& p, cudaStream_t stream);
+cudaError_t LaunchMmaF16(const WrapperParams& p, cudaStream_t stream);
 cudaError_t LaunchMmaE4m3(const WrapperParams& p, cudaStream_t stream);  // sm_89
 // n products in a row over K-major tiles a, b [n][64][64] bf16, swizzled; out [128][32].
 cudaError_t LaunchWgmma(const WrapperParams& p, cudaStream_t stream);  // sm_90a
 // The same sum, tiles by bulk copies through a ring of two stages.
 cudaError_t LaunchWgmmaBulk(const WrapperParams& p, cudaStream_t stream);  // sm_90a
+// The same with 128 columns: b [n][128][64], out [128][64].
+cudaError_t LaunchWgmma128(const WrapperParams& p, cudaStream_t stream);  // sm_90a
+// out[2 i], out[2 i + 1] = WidenE4m3(a[i]), n registers.
+cudaError_t LaunchWidenE4m3(const WrapperParams& p, cudaStream_t stream);
+// out[i] (16 bytes) = the first i bytes of a[i], i up to 16, the rest zeros.
+cudaError_t LaunchCpAsyncUpTo16(const WrapperParams& p, cudaStream_t stream);
 // out[i] = 2^a[i], n floats.
 cudaError_t LaunchExp2(const WrapperParams& p, cudaStream_t stream);
 // out[i] = PackBf16(a[2 i], a[2 i + 1]), n pairs.

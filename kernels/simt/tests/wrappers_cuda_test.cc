@@ -136,6 +136,23 @@ TEST_F(WrappersTest, MmaBf16) {
   const auto d = Run(LaunchMmaBf16, p, Fragments<float>(c, simt::kMmaD, identity));
   ExpectProduct(d, simt::kMmaD, a, b, c, 16);
 }
+// Small whole numbers in fp16; fragments lie as those of bf16.
+uint16_t F16(int v) {
+  const int magnitude = v < 0 ? -v : v;
+  if (magnitude == 0) return 0;
+  const int exponent = std::bit_width(static_cast<unsigned>(magnitude)) - 1;
+  const int mantissa = (magnitude << 10 >> exponent) & 1023;
+  return static_cast<uint16_t>((v < 0 ? 0x8000 : 0) | (exponent + 15) << 10 | mantissa);
+}
+TEST_F(WrappersTest, MmaF16) {
+  const auto a = SmallNumbers(256, &random_), b = SmallNumbers(128, &random_);
+  const auto c = SmallNumbers(128, &random_);
+  const WrapperParams p{.a = ToDevice(Fragments<uint16_t>(a, simt::kMmaBf16A, F16)),
+                        .b = ToDevice(Fragments<uint16_t>(b, simt::kMmaBf16B, F16))};
+  const auto identity = [](int v) { return static_cast<float>(v); };
+  const auto d = Run(LaunchMmaF16, p, Fragments<float>(c, simt::kMmaD, identity));
+  ExpectProduct(d, simt::kMmaD, a, b, c, 16);
+}
 TEST_F(WrappersTest, MmaE4m3) {
   if (capability_ < 89) GTEST_SKIP() << "sm_" << capability_ << " has no e4m3 products";
   const auto a = SmallNumbers(512, &random_), b = SmallNumbers(256, &random_);
@@ -178,7 +195,71 @@ TEST_F(WrappersTest, Wgmma) {
   }
 }
 
+// 128 columns: accumulators 4 i to 4 i + 3 are those of columns 8 i to 8 i + 7, as with 64.
+TEST_F(WrappersTest, Wgmma128) {
+  if (capability_ != 90) GTEST_SKIP() << "sm_" << capability_ << " has no wgmma";
+  const int tiles = 3;
+  const auto a = SmallNumbers(tiles * 4096, &random_), b = SmallNumbers(tiles * 8192, &random_);
+  auto swizzled = [](const std::vector<int>& m) {
+    std::vector<uint16_t> v(m.size());
+    for (size_t i = 0; i < m.size(); ++i) {
+      const size_t row = i / 64, column = i % 64;
+      v[row * 64 + (column / 8 ^ row % 8) * 8 + column % 8] = Bf16(m[i]);
+    }
+    return v;
+  };
+  const WrapperParams p{.a = ToDevice(swizzled(a)), .b = ToDevice(swizzled(b)), .n = tiles};
+  const auto d = Run(LaunchWgmma128, p, std::vector<float>(128 * 64, NAN));
+  for (int thread = 0; thread < 128; ++thread) {
+    for (int i = 0; i < 64; ++i) {
+      const int m = simt::kWgmmaD[thread][i % 32] / 64;
+      const int n = simt::kWgmmaD[thread][i % 32] % 64 + i / 32 * 64;
+      int expected = 0;
+      for (int t = 0; t < tiles; ++t) {
+        for (int k = 0; k < 64; ++k) {
+          expected += a[t * 4096 + m * 64 + k] * b[t * 8192 + n * 64 + k];
+        }
+      }
+      ASSERT_EQ(d[thread * 64 + i], expected) << "row " << m << " column " << n;
+    }
+  }
+}
+
+// -- Copies.
+
+TEST_F(WrappersTest, CpAsyncUpTo16FillsWithZeros) {
+  std::vector<uint8_t> a(32 * 16);
+  for (size_t i = 0; i < a.size(); ++i) a[i] = static_cast<uint8_t>(i % 255 + 1);
+  const WrapperParams p{.a = ToDevice(a)};
+  const auto out = Run(LaunchCpAsyncUpTo16, p, std::vector<uint8_t>(a.size(), 0xee));
+  for (int i = 0; i < 32; ++i) {
+    for (int j = 0; j < 16; ++j) {
+      const bool taken = i < 17 && j < i;
+      EXPECT_EQ(out[i * 16 + j], taken ? a[i * 16 + j] : 0) << "chunk " << i << " byte " << j;
+    }
+  }
+}
+
 // -- Arithmetic.
+
+TEST_F(WrappersTest, WidenE4m3IsExact) {
+  std::vector<uint8_t> codes;
+  for (int code = 0; code < 256; ++code) {
+    codes.push_back(static_cast<uint8_t>((code & 0x7f) == 0x7f ? 0 : code));  // but for NaN
+  }
+  const WrapperParams p{.a = ToDevice(codes), .n = 64};
+  const auto out = Run(LaunchWidenE4m3, p, std::vector<uint16_t>(256, 0xffff));
+  for (int i = 0; i < 256; ++i) {
+    const int code = codes[i], exponent = code >> 3 & 15, mantissa = code & 7;
+    const double value =
+        std::ldexp(exponent == 0 ? mantissa : 8 + mantissa, exponent == 0 ? -9 : exponent - 10);
+    const int wide = out[i] >> 10 & 31, fraction = out[i] & 1023;
+    const double got =
+        std::ldexp(wide == 0 ? fraction : 1024 + fraction, wide == 0 ? -24 : wide - 25);
+    EXPECT_EQ(got, value) << "code " << code;
+    EXPECT_EQ(out[i] >> 15, code >> 7) << "code " << code;
+  }
+}
 
 TEST_F(WrappersTest, Exp2IsWithin2ToMinus21) {
   std::vector<float> a;
