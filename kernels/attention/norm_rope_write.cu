@@ -14,18 +14,10 @@ namespace {
 constexpr int kWarps = 4;
 constexpr float kLargestE4m3 = 448;
 
-// kWidth numbers in one access (two for 8 floats).
+// kWidth numbers in one access.
 template <int kWidth>
 GPU_DEVICE void LoadRow(const __nv_bfloat16* from, float (&x)[kWidth]) {
-  if constexpr (kWidth == 8) {
-    const uint4 v = gpu::Load<uint4>(from);
-    const uint32_t pairs[4] = {v.x, v.y, v.z, v.w};
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      x[2 * i] = gpu::Bf16Low(pairs[i]);
-      x[2 * i + 1] = gpu::Bf16High(pairs[i]);
-    }
-  } else if constexpr (kWidth == 4) {
+  if constexpr (kWidth == 4) {
     const uint2 v = gpu::Load<uint2>(from);
     x[0] = gpu::Bf16Low(v.x), x[1] = gpu::Bf16High(v.x);
     x[2] = gpu::Bf16Low(v.y), x[3] = gpu::Bf16High(v.y);
@@ -39,12 +31,9 @@ GPU_DEVICE void LoadRow(const __nv_bfloat16* from, float (&x)[kWidth]) {
 
 template <int kWidth>
 GPU_DEVICE void LoadRow(const float* from, float (&x)[kWidth]) {
-  if constexpr (kWidth >= 4) {
-#pragma unroll
-    for (int i = 0; i < kWidth; i += 4) {
-      const float4 v = gpu::Load<float4>(from + i);
-      x[i] = v.x, x[i + 1] = v.y, x[i + 2] = v.z, x[i + 3] = v.w;
-    }
+  if constexpr (kWidth == 4) {
+    const float4 v = gpu::Load<float4>(from);
+    x[0] = v.x, x[1] = v.y, x[2] = v.z, x[3] = v.w;
   } else if constexpr (kWidth == 2) {
     const float2 v = gpu::Load<float2>(from);
     x[0] = v.x, x[1] = v.y;
@@ -55,10 +44,7 @@ GPU_DEVICE void LoadRow(const float* from, float (&x)[kWidth]) {
 
 template <int kWidth>
 GPU_DEVICE void StoreBf16(void* to, const float (&x)[kWidth]) {
-  if constexpr (kWidth == 8) {
-    gpu::Store(to, make_uint4(gpu::PackBf16(x[0], x[1]), gpu::PackBf16(x[2], x[3]),
-                              gpu::PackBf16(x[4], x[5]), gpu::PackBf16(x[6], x[7])));
-  } else if constexpr (kWidth == 4) {
+  if constexpr (kWidth == 4) {
     gpu::Store(to, make_uint2(gpu::PackBf16(x[0], x[1]), gpu::PackBf16(x[2], x[3])));
   } else if constexpr (kWidth == 2) {
     gpu::Store(to, gpu::PackBf16(x[0], x[1]));
@@ -80,10 +66,7 @@ GPU_DEVICE void StoreE4m3(void* to, const float (&x)[kWidth], float scale) {
       pairs[i] = __nv_cvt_float2_to_fp8x2(make_float2(x[2 * i] / scale, x[2 * i + 1] / scale),
                                           __NV_SATFINITE, __NV_E4M3);
     }
-    if constexpr (kWidth == 8) {
-      gpu::Store(
-          to, make_uint2(pairs[0] | uint32_t{pairs[1]} << 16, pairs[2] | uint32_t{pairs[3]} << 16));
-    } else if constexpr (kWidth == 4) {
+    if constexpr (kWidth == 4) {
       gpu::Store(to, pairs[0] | uint32_t{pairs[1]} << 16);
     } else {
       gpu::Store(to, pairs[0]);
@@ -330,15 +313,16 @@ __global__ void __launch_bounds__(kWarps * 32)
 }
 
 // The widest packet that keeps all lanes busy, divides what must not be cut, and is aligned
-// everywhere.
+// everywhere. Four columns: 16 bytes of a weight or an angle, of which there are more than of
+// heads; with eight a lane's two accesses would each touch every sector of the other.
 int PacketWidth(const NormRopeWriteParams& p) {
   const int half = p.layout.head_dim / 2;
   const auto aligned = [](const void* at, int bytes) {
     return reinterpret_cast<uintptr_t>(at) % bytes == 0;
   };
-  for (int width = 8; width > 1; width /= 2) {
-    const int row = 2 * width, number = 4 * (width < 4 ? width : 4);
-    if (half >= 32 * width && half <= 64 * width && half % width == 0 && p.pairs % width == 0 &&
+  for (int width = 4; width > 1; width /= 2) {
+    const int row = 2 * width, number = 4 * width;
+    if (half >= 32 * width && half % width == 0 && p.pairs % width == 0 &&
         p.qkv_stride % width == 0 && aligned(p.qkv, row) && aligned(p.query, row) &&
         aligned(p.q_norm, number) && aligned(p.k_norm, number) && aligned(p.key_weight, number) &&
         aligned(p.cos_sin, number)) {
@@ -372,16 +356,17 @@ cudaError_t LaunchNormRopeWrite(const NormRopeWriteParams& p, cudaStream_t strea
                                  .grid = dim3(static_cast<unsigned>(p.tokens), blocks_of_heads),
                                  .block = dim3(kWarps * 32),
                                  .stream = stream};
+  const int half = p.layout.head_dim / 2;
   switch (PacketWidth(p)) {
-    case 8:
-      return gpu::Launch(NormRopeWriteKernel<8, 2>, config, p);
     case 4:
-      return gpu::Launch(NormRopeWriteKernel<4, 2>, config, p);
+      return half <= 256 ? gpu::Launch(NormRopeWriteKernel<4, 2>, config, p)
+                         : gpu::Launch(NormRopeWriteKernel<4, 4>, config, p);
     case 2:
-      return gpu::Launch(NormRopeWriteKernel<2, 2>, config, p);
+      return half <= 128 ? gpu::Launch(NormRopeWriteKernel<2, 2>, config, p)
+                         : gpu::Launch(NormRopeWriteKernel<2, 8>, config, p);
     default:
-      if (p.layout.head_dim <= 128) return gpu::Launch(NormRopeWriteKernel<1, 2>, config, p);
-      return gpu::Launch(NormRopeWriteKernel<1, 16>, config, p);
+      return half <= 64 ? gpu::Launch(NormRopeWriteKernel<1, 2>, config, p)
+                        : gpu::Launch(NormRopeWriteKernel<1, 16>, config, p);
   }
 }
 

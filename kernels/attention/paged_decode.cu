@@ -59,7 +59,7 @@ GPU_DEVICE void DecodeBlock(const DecodeParams& p) {
                           .end = range.end};
   Ring ring(source, shared, barriers);
   if constexpr (D::kBulk) __syncthreads();
-#pragma unroll
+#pragma unroll 1
   for (int s = 0; s < D::kStages - 1; ++s) ring.Load(s);
   typename D::Query query;
   query.Load(a.query + (int64_t{run.token} * a.q_heads + first_head) * Shape::kScoreColumns, group);

@@ -76,7 +76,7 @@ GPU_DEVICE void PrefillTile(const PrefillParams& params) {
   if constexpr (P::kBulk) __syncthreads();
   P::LoadQueries(p, first_token, first_head, group, first_row, row_count, shared.queries);
   if constexpr (P::kBulk) gpu::CpAsyncCommit();  // else in the group of the first step
-#pragma unroll
+#pragma unroll 1
   for (int s = 0; s < P::kStages - 1; ++s) ring.Load(s);
   typename P::Rows rows(p, run, block.first, group, first_row, row_count);
   typename P::Out out;

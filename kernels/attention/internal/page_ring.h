@@ -109,17 +109,10 @@ class PageRing {
   // last readers must have passed a block barrier.
   GPU_DEVICE void Load(int step) {
     if (step < steps()) {
-      uint8_t* stage = Stage(step);
-#if GPU_HAS_BULK_COPY
-      if constexpr (kBulk) {
-        if (threadIdx.x == 0) ExpectStep(step);
-      }
-#endif
-#pragma unroll
-      for (int i = 0; i < kPages; ++i) {
-        const int position = Position(step) + i * kPageTokens;
-        const bool whole = position >= source_.begin && position + kPageTokens <= source_.end;
-        LoadPage(step, position, whole, pages_[i], stage + i * Shape::kHeadBytes);
+      if (Partial(step)) {
+        LoadRows(step);
+      } else {
+        LoadWholePages(step);
       }
       FetchPages(step + 1);
     }
@@ -162,25 +155,71 @@ class PageRing {
     }
   }
 
-  GPU_DEVICE int FirstRow(int position) const { return max(source_.begin - position, 0); }
-  GPU_DEVICE int LastRow(int position) const {
-    return max(min(source_.end - position, kPageTokens), 0);
-  }
   GPU_DEVICE const uint8_t* Head(int page) const {
     return source_.head + page * source_.page_bytes;
   }
 
-  GPU_DEVICE void LoadPage(int step, int position, bool whole, int page, uint8_t* to) {
-    const uint8_t* from = Head(page);
+  GPU_DEVICE void LoadWholePages(int step) {
+    uint8_t* stage = Stage(step);
     if constexpr (kBulk) {
 #if GPU_HAS_BULK_COPY
+      if (threadIdx.x != 0) return;
       gpu::Mbarrier* full = &full_[step % kStages];
-      if (whole) {
-        if (threadIdx.x == 0) gpu::BulkCopyToShared(to, from, Shape::kHeadBytes, full);
-        return;
+      gpu::MbarrierArriveExpect(full, kStageBytes);
+#pragma unroll
+      for (int i = 0; i < kPages; ++i) {
+        gpu::BulkCopyToShared(stage + i * Shape::kHeadBytes, Head(pages_[i]), Shape::kHeadBytes,
+                              full);
       }
-      const int first = FirstRow(position), last = LastRow(position);
+#endif
+    } else {
+#pragma unroll
+      for (int i = 0; i < kPages; ++i) {
+        const uint8_t* from = Head(pages_[i]);
+        uint8_t* to = stage + i * Shape::kHeadBytes;
+#pragma unroll
+        for (int j = 0; j < (kHeadChunks + kThreads - 1) / kThreads; ++j) {
+          const int n = j * kThreads + static_cast<int>(threadIdx.x);
+          if ((j + 1) * kThreads <= kHeadChunks || n < kHeadChunks) {
+            gpu::CpAsync16(to + n * 16, from + n * 16);
+          }
+        }
+      }
+    }
+  }
+
+  // A step at an end of the keys: at most two of a block, so short code, not fast code.
+  GPU_DEVICE void LoadRows(int step) {
+#if GPU_HAS_BULK_COPY
+    if constexpr (kBulk) {
+      if (threadIdx.x == 0) {
+        const int first = max(source_.begin, Position(step));
+        const int last = min(source_.end, Position(step + 1));
+        const int pages = (last - 1) / kPageTokens - first / kPageTokens + 1;
+        gpu::MbarrierArriveExpect(&full_[step % kStages],
+                                  (last - first) * Shape::kRowBytes + pages * Shape::kScaleBytes);
+      }
+    }
+#endif
+#pragma unroll 1
+    for (int i = 0; i < kPages; ++i) {
+      const int position = Position(step) + i * kPageTokens;
+      const int first = max(source_.begin - position, 0);
+      const int last = min(source_.end - position, kPageTokens);
+      const bool some = first < last;
+      const int page = some ? source_.table[position / kPageTokens] : 0;
+      LoadRowsOfPage(step, Head(page), Stage(step) + i * Shape::kHeadBytes, some ? first : 0,
+                     some ? last : 0);
+    }
+  }
+
+  // Rows [first, last) and the scales; zeros everywhere else, and instead of the scales when there
+  // is no row.
+  GPU_DEVICE void LoadRowsOfPage(int step, const uint8_t* from, uint8_t* to, int first, int last) {
+#if GPU_HAS_BULK_COPY
+    if constexpr (kBulk) {
       if (threadIdx.x == 0 && first < last) {
+        gpu::Mbarrier* full = &full_[step % kStages];
         gpu::BulkCopyToShared(to + first * Shape::kRowBytes, from + first * Shape::kRowBytes,
                               (last - first) * Shape::kRowBytes, full);
         if constexpr (Shape::kE4m3) {
@@ -188,43 +227,22 @@ class PageRing {
                                 Shape::kScaleBytes, full);
         }
       }
-      for (int n = threadIdx.x; n < kHeadChunks; n += kThreads) {
-        const int row = n / kRowChunks;  // kPageTokens for the scales
-        const bool copied = n < kTileChunks ? row >= first && row < last : first < last;
-        if (!copied) gpu::Store(to + n * 16, make_uint4(0, 0, 0, 0));
-      }
-      gpu::FenceProxyAsync();  // before a later bulk copy into this stage
+    }
 #endif
-    } else if (whole) {
-#pragma unroll
-      for (int i = 0; i < (kHeadChunks + kThreads - 1) / kThreads; ++i) {
-        const int n = i * kThreads + static_cast<int>(threadIdx.x);
-        if ((i + 1) * kThreads <= kHeadChunks || n < kHeadChunks) {
-          gpu::CpAsync16(to + n * 16, from + n * 16);
-        }
-      }
-    } else {
-      const int first = FirstRow(position), last = LastRow(position);
-      for (int n = threadIdx.x; n < kHeadChunks; n += kThreads) {
-        const int row = n / kRowChunks;
-        const bool take = n < kTileChunks ? row >= first && row < last : first < last;
+#pragma unroll 1
+    for (int n = threadIdx.x; n < kHeadChunks; n += kThreads) {
+      const int row = n / kRowChunks;
+      const bool take = n < kTileChunks ? row >= first && row < last : first < last;
+      if constexpr (!kBulk) {
         gpu::CpAsync16(to + n * 16, from + n * 16, take);
+      } else if (!take) {
+        gpu::Store(to + n * 16, make_uint4(0, 0, 0, 0));
       }
     }
-  }
-
 #if GPU_HAS_BULK_COPY
-  GPU_DEVICE void ExpectStep(int step) {
-    int bytes = 0;
-#pragma unroll
-    for (int i = 0; i < kPages; ++i) {
-      const int position = Position(step) + i * kPageTokens;
-      const int rows = LastRow(position) - FirstRow(position);
-      if (rows > 0) bytes += rows * Shape::kRowBytes + Shape::kScaleBytes;
-    }
-    gpu::MbarrierArriveExpect(&full_[step % kStages], bytes);
-  }
+    if constexpr (kBulk) gpu::FenceProxyAsync();  // before a later bulk copy into this stage
 #endif
+  }
 
   const PageSource source_;
   uint8_t* const stages_;

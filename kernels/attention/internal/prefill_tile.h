@@ -96,7 +96,7 @@ struct Prefill {
     constexpr int kChunks = kValueChunks + Shape::Layout().key_blocks();
     constexpr int kSkip = Shape::Layout().value_columns() / 16 - kValueChunks;
     constexpr int kWideSkip = Shape::WideLayout().value_columns() / 8 - 2 * kValueChunks;
-#pragma unroll 4
+#pragma unroll 2
     for (int n = threadIdx.x; n < kKeys * kChunks; n += kThreads) {
       const int page = n / (kPageTokens * kChunks), token = n / kChunks % kPageTokens;
       const int chunk = n % kChunks;
@@ -111,12 +111,14 @@ struct Prefill {
         pairs[2 * i] = WidenOdd((words[i] & 0xff) << 8 | (words[i] & 0xff00) << 16);
         pairs[2 * i + 1] = WidenOdd((words[i] >> 8 & 0xff00) | (words[i] & 0xff000000u));
       }
+      // Chunks 2 c and 2 c + 1 of a row; eight lanes write to different banks when half of them
+      // begins with the second.
       uint8_t* tile = wide + page * kWideTileBytes;
-      const int to = 2 * chunk + (key ? kWideSkip : 0);
-      gpu::Store(tile + SwizzledByte<kWideRowBytes>(token, to),
-                 make_uint4(pairs[0], pairs[1], pairs[2], pairs[3]));
-      gpu::Store(tile + SwizzledByte<kWideRowBytes>(token, to + 1),
-                 make_uint4(pairs[4], pairs[5], pairs[6], pairs[7]));
+      const int to = 2 * chunk + (key ? kWideSkip : 0), swap = chunk >> 2 & 1;
+      const uint4 low = make_uint4(pairs[0], pairs[1], pairs[2], pairs[3]);
+      const uint4 high = make_uint4(pairs[4], pairs[5], pairs[6], pairs[7]);
+      gpu::Store(tile + SwizzledByte<kWideRowBytes>(token, to + swap), swap ? high : low);
+      gpu::Store(tile + SwizzledByte<kWideRowBytes>(token, to + 1 - swap), swap ? low : high);
     }
   }
 
