@@ -2,6 +2,7 @@
 
 #include <cmath>
 #include <cstring>
+#include <memory>
 
 #include "kernels/simt/block_state.h"
 #include "kernels/simt/failure.h"
@@ -36,11 +37,17 @@ void ReadOperand(const BlockState& b, uint64_t descriptor, int rows, Site site, 
 int Row(int i, int j) { return i / 32 * 16 + i % 32 / 4 + j / 2 % 2 * 8; }
 int Column(int i, int j) { return j / 4 * 8 + i % 4 * 2 + j % 2; }
 
+// On the heap: a library that is loaded at run time gets little thread-local storage.
+struct Workspace {
+  alignas(32) Operand a, bt;
+  alignas(32) float d[kRows][kMostColumns];
+};
+
 // `held(i)`: the accumulators of thread i.
 template <class Held>
 void Multiply(const BlockState& b, const WarpgroupProduct& p, Held held) {
-  alignas(32) static thread_local Operand a, bt;
-  alignas(32) static thread_local float d[kRows][kMostColumns];
+  static thread_local const auto workspace = std::make_unique<Workspace>();
+  auto& [a, bt, d] = *workspace;
   const int columns = 2 * p.held;
   ReadOperand(b, p.a, kRows, p.site, a);
   ReadOperand(b, p.b, columns, p.site, bt);

@@ -159,8 +159,10 @@ absl::Status GoldenGroup::LoadGpus(const GroupOptions& options,
     RETURN_IF_ERROR(runners_[rank]->AllocateKv({kPages, kPages}));
     runners_[rank]->set_probe(
         [this, rank](std::string_view name, const float* data, int64_t rows, int64_t width) {
-          if (name == "logits")
-            on_gpu_[rank].insert(on_gpu_[rank].end(), data, data + rows * width);
+          if (name != "logits") return;
+          for (int64_t row = 0; row < rows; ++row) {
+            on_gpu_[rank].emplace_back(data + row * width, data + (row + 1) * width);
+          }
         });
     return absl::OkStatus();
   });
@@ -179,9 +181,9 @@ absl::StatusOr<Logits> GoldenGroup::StepOnGpus(const HostBatch& batch) {
   }));
   Logits logits(rows, std::vector<float>(checkpoint_->spec().vocab));
   for (size_t rank = 0; rank < runners_.size(); ++rank) {
-    const int64_t stride = std::ssize(on_gpu_[rank]) / rows;
-    for (int64_t row = 0; row < rows; ++row) {
-      std::copy_n(on_gpu_[rank].data() + row * stride, vocab_[rank].size(),
+    if (std::ssize(on_gpu_[rank]) < rows) return absl::InternalError("rows of logits are missing");
+    for (int64_t row = 0; row < rows; ++row) {  // rows of padding may follow
+      std::copy_n(on_gpu_[rank][row].data(), vocab_[rank].size(),
                   logits[row].begin() + vocab_[rank].begin);
     }
   }

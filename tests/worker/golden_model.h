@@ -89,8 +89,8 @@ class GoldenGroup {
   std::unique_ptr<Checkpoint> zeros_;
   std::vector<std::unique_ptr<Communicator>> comms_;
   std::vector<std::unique_ptr<ModelRunner>> runners_;
-  std::vector<Range> vocab_;                // of each rank; GPUs only
-  std::vector<std::vector<float>> on_gpu_;  // logits that each rank has shown
+  std::vector<Range> vocab_;    // of each rank; GPUs only
+  std::vector<Logits> on_gpu_;  // rows that each rank has shown
   std::array<std::vector<PageId>, kKvFamilies> free_pages_;
   int max_logits_rows_ = 0;
   int window_ = 0;

@@ -406,6 +406,7 @@ void CudaBackend::Router(const BatchRef& ref, const LayerWeights& layer, Activat
   p.dim = x.width;
   p.experts = static_cast<int>(router.outputs);
   p.top_k = static_cast<int>(moe_.top_k);
+  p.logits = moe_.logits;
   p.chosen = moe_.chosen;
   p.weight = moe_.weight;
   stream_.Check("router", LaunchRouter(p, stream_.raw()));

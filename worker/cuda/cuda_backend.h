@@ -177,7 +177,7 @@ class CudaBackend final : public Backend {
   struct MoeScratch {
     int64_t experts = 0, top_k = 0, gated_stride = 0;
     int32_t *chosen = nullptr, *begin = nullptr, *token_of = nullptr, *slot_of = nullptr;
-    float* weight = nullptr;
+    float *weight = nullptr, *logits = nullptr;
     __nv_bfloat16 *gated = nullptr, *out = nullptr;  // [slots, ...]
   } moe_;
   int64_t ple_projected_stride_ = 0, ple_gate_stride_ = 0;

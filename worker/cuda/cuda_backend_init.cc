@@ -134,6 +134,7 @@ absl::Status CudaBackend::TakeScratch(const ModelWeights& geometry) {
     moe_.gated_stride = RoundUp(geometry.moe.expert_width, 16);
     ASSIGN_OR_RETURN(moe_.chosen, workspace_.Scratch<int32_t>(slots, "chosen experts"));
     ASSIGN_OR_RETURN(moe_.weight, workspace_.Scratch<float>(slots, "chosen experts"));
+    ASSIGN_OR_RETURN(moe_.logits, workspace_.Scratch<float>(rows * moe_.experts, "router"));
     ASSIGN_OR_RETURN(moe_.begin, workspace_.Scratch<int32_t>(moe_.experts + 1, "experts"));
     ASSIGN_OR_RETURN(moe_.token_of, workspace_.Scratch<int32_t>(slots, "experts"));
     ASSIGN_OR_RETURN(moe_.slot_of, workspace_.Scratch<int32_t>(slots, "experts"));
