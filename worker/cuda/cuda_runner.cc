@@ -114,6 +114,7 @@ class CudaModelRunner final : public ModelRunner {
     options.ended = rank.ended;
     options.on_lost = rank.on_lost;
     ASSIGN_OR_RETURN(comm_, NcclCommunicator::Create(options));
+    stream_->set_guard([comm = comm_.get()] { return comm->Ended(); });
     return absl::OkStatus();
   }
 

@@ -100,6 +100,10 @@ uint64_t CudaStream::Record() {
   return marks_;
 }
 
+void CudaStream::AskGuard() {
+  if (failed_.ok() && guard_) failed_ = guard_();
+}
+
 absl::Status CudaStream::Wait(uint64_t mark) {
   while (!pending_.empty() && pending_.front().mark <= mark) {
     const Mark next = pending_.front();
@@ -107,6 +111,7 @@ absl::Status CudaStream::Wait(uint64_t mark) {
     Check("waiting for the GPU", cudaEventSynchronize(next.event));
     spare_events_.push_back(next.event);
   }
+  AskGuard();
   if (failed_.ok()) RunErrands(mark);
   if (failed_.ok()) {
     absl::MutexLock lock(&host_work_->mu);

@@ -52,6 +52,8 @@ class CudaStream final : public Stream {
   const absl::Status& failed() const { return failed_; }
   // fn runs, on the waiting thread, once Wait() or Synchronize() has passed this point.
   void WhenPassed(std::function<absl::Status()> fn);
+  // Asked whenever a point has been passed: work may have passed it by being given up.
+  void set_guard(std::function<absl::Status()> guard) { guard_ = std::move(guard); }
 
   void Enqueue(std::function<absl::Status()> fn) override;
   absl::Status Synchronize() override;
@@ -79,11 +81,13 @@ class CudaStream final : public Stream {
 
   CudaStream() = default;
   cudaEvent_t TakeEvent(std::vector<cudaEvent_t>& spare, unsigned flags);
+  void AskGuard();
   // The stream is past `mark`.
   void RunErrands(uint64_t mark);
 
   cudaStream_t stream_ = nullptr;
   absl::Status failed_;
+  std::function<absl::Status()> guard_;
   uint64_t marks_ = 0;
   std::deque<Mark> pending_;  // oldest first
   std::deque<Errand> errands_;

@@ -15,6 +15,7 @@ namespace {
 
 constexpr absl::Duration kPoll = absl::Milliseconds(1);
 constexpr absl::Duration kWatchInterval = absl::Milliseconds(100);
+constexpr absl::Duration kFinishTimeout = absl::Seconds(2);
 
 cudaStream_t Raw(Stream& stream) { return static_cast<CudaStream&>(stream).raw(); }
 
@@ -65,6 +66,7 @@ absl::Status NcclCommunicator::Init() {
         ncclCommInitRankConfig(&comm_, options_.size, id, options_.rank.value, &config);
     RETURN_IF_ERROR(
         Settle("meeting the other GPUs", begun, absl::Now() + options_.connect_timeout));
+    met_ = true;
   }
   watch_ = std::thread([this] { Watch(); });
   return absl::OkStatus();
@@ -95,12 +97,24 @@ NcclCommunicator::~NcclCommunicator() {
   if (watch_.joinable()) watch_.join();
   {
     absl::MutexLock lock(&mu_);
-    // Nobody waits for the others here: a group that ends well has drained, any other must not
-    // hang.
-    if (comm_ != nullptr) (void)ncclCommAbort(comm_);
-    comm_ = nullptr;
+    Finish();
   }
   if (barrier_word_ != nullptr) (void)cudaFree(barrier_word_);
+}
+
+void NcclCommunicator::Finish() {
+  if (comm_ == nullptr) return;
+  const absl::Status drained =
+      met_ ? Settle("finishing", ncclCommFinalize(comm_), absl::Now() + kFinishTimeout)
+           : absl::CancelledError();
+  if (comm_ == nullptr) return;  // aborted meanwhile
+  (void)(drained.ok() ? ncclCommDestroy(comm_) : ncclCommAbort(comm_));
+  comm_ = nullptr;
+}
+
+absl::Status NcclCommunicator::Ended() const {
+  absl::MutexLock lock(&mu_);
+  return end_;
 }
 
 void NcclCommunicator::Watch() {

@@ -64,6 +64,9 @@ class NcclCommunicator final : public Communicator {
                 const std::vector<int64_t>& recv_bytes, Stream& stream);
 
   void Abort(const std::string& reason) override ABSL_LOCKS_EXCLUDED(mu_);
+  // Why it is gone, else OK. For CudaStream::set_guard(): what an aborted kernel has left behind
+  // looks like a result.
+  absl::Status Ended() const ABSL_LOCKS_EXCLUDED(mu_);
 
  private:
   explicit NcclCommunicator(const NcclOptions& options) : options_(options) {}
@@ -75,10 +78,13 @@ class NcclCommunicator final : public Communicator {
   void Run(std::string_view operation, Stream& stream, const std::function<ncclResult_t()>& calls)
       ABSL_LOCKS_EXCLUDED(mu_);
   void Watch();
+  // Tells the others that nothing follows, and waits a moment for them to have read what was sent.
+  void Finish() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
 
   const NcclOptions options_;
-  absl::Mutex mu_;
+  mutable absl::Mutex mu_;
   ncclComm_t comm_ ABSL_GUARDED_BY(mu_) = nullptr;
+  bool met_ ABSL_GUARDED_BY(mu_) = false;  // all ranks have
   absl::Status end_ ABSL_GUARDED_BY(mu_);  // why it is gone
   float* barrier_word_ = nullptr;          // device memory
   absl::Notification stop_watching_;
