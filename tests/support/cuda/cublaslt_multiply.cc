@@ -97,15 +97,36 @@ void LoadColumn(const LtLayout& l, int32_t transpose, const void* p, size_t j, s
   LoadRow(l, transpose == CUBLAS_OP_N ? CUBLAS_OP_T : CUBLAS_OP_N, p, j, k, out);
 }
 
+// Eight floats of a register, and of memory anywhere.
+typedef float Floats __attribute__((vector_size(32)));
+typedef float UnalignedFloats __attribute__((vector_size(32), aligned(4)));
+Floats LoadFloats(const float* p) { return *reinterpret_cast<const UnalignedFloats*>(p); }
+
 // sums[i][j] = a row i . panel column j; the panel is [k][kColumns].
 void Block(const float* a, const float* panel, size_t k, float (&sums)[kRows][kColumns]) {
-  float s[kRows][kColumns] = {};
+  Floats s[kRows][2] = {};
   for (size_t x = 0; x < k; ++x) {
+    const Floats low = LoadFloats(panel + x * kColumns);
+    const Floats high = LoadFloats(panel + x * kColumns + 8);
     for (size_t i = 0; i < kRows; ++i) {
-      for (size_t j = 0; j < kColumns; ++j) s[i][j] += a[i * k + x] * panel[x * kColumns + j];
+      s[i][0] += a[i * k + x] * low;
+      s[i][1] += a[i * k + x] * high;
     }
   }
   memcpy(sums, s, sizeof s);
+}
+
+float Dot(const float* a, const float* b, size_t k) {
+  Floats s[4] = {};
+  size_t x = 0;
+  for (; x + 32 <= k; x += 32) {
+    for (size_t i = 0; i < 4; ++i) s[i] += LoadFloats(a + x + 8 * i) * LoadFloats(b + x + 8 * i);
+  }
+  const Floats all = (s[0] + s[1]) + (s[2] + s[3]);
+  float sum = 0;
+  for (int i = 0; i < 8; ++i) sum += all[i];
+  for (; x < k; ++x) sum += a[x] * b[x];
+  return sum;
 }
 
 struct Epilogue {
@@ -140,36 +161,65 @@ struct Epilogue {
   }
 };
 
-void MultiplyOne(const LtCall& call, const void* a, const void* b, const void* c, void* d) {
-  const LtDesc& desc = call.desc;
+struct Operands {
+  const void *a, *b, *c;
+  void* d;
+};
+
+// Few columns: row by row.
+void MultiplyNarrow(const LtCall& call, const Epilogue& epilogue, size_t k, const Operands& o) {
   const size_t m = call.layout_d.rows, n = call.layout_d.columns;
-  const size_t k = desc.transpose_a == CUBLAS_OP_N ? call.layout_a.columns : call.layout_a.rows;
-  const Epilogue epilogue(call);
+  std::vector<float> columns(n * k), row(k);
+  for (size_t j = 0; j < n; ++j) {
+    LoadColumn(call.layout_b, call.desc.transpose_b, o.b, j, k, &columns[j * k]);
+  }
+  for (size_t i = 0; i < m; ++i) {
+    LoadRow(call.layout_a, call.desc.transpose_a, o.a, i, k, row.data());
+    for (size_t j = 0; j < n; ++j) {
+      epilogue.Store(i, j, Dot(row.data(), &columns[j * k], k), o.c, o.d);
+    }
+  }
+}
+
+void MultiplyWide(const LtCall& call, const Epilogue& epilogue, size_t k, const Operands& o) {
+  const size_t m = call.layout_d.rows, n = call.layout_d.columns;
   const size_t panels = (n + kColumns - 1) / kColumns;
   std::vector<float> packed(panels * kColumns * k), column(k), rows(kRows * k);
   for (size_t j = 0; j < n; ++j) {
-    LoadColumn(call.layout_b, desc.transpose_b, b, j, k, column.data());
+    LoadColumn(call.layout_b, call.desc.transpose_b, o.b, j, k, column.data());
     float* panel = &packed[j / kColumns * kColumns * k + j % kColumns];
     for (size_t x = 0; x < k; ++x) panel[x * kColumns] = column[x];
   }
   for (size_t i = 0; i < m; i += kRows) {
     const size_t count = std::min(kRows, m - i);
     for (size_t r = 0; r < count; ++r) {
-      LoadRow(call.layout_a, desc.transpose_a, a, i + r, k, &rows[r * k]);
+      LoadRow(call.layout_a, call.desc.transpose_a, o.a, i + r, k, &rows[r * k]);
     }
     for (size_t panel = 0; panel < panels; ++panel) {
       float sums[kRows][kColumns];
       Block(rows.data(), &packed[panel * kColumns * k], k, sums);
       for (size_t j = panel * kColumns; j < std::min(n, (panel + 1) * kColumns); ++j) {
         for (size_t r = 0; r < count; ++r) {
-          epilogue.Store(i + r, j, sums[r][j % kColumns], c, d);
+          epilogue.Store(i + r, j, sums[r][j % kColumns], o.c, o.d);
         }
       }
     }
   }
-  for (size_t j = 0; j < n; ++j) {
-    NoteDeviceWrite(Offset(d, call.layout_d.type, static_cast<int64_t>(j) * call.layout_d.ld),
-                    m * LtTypeBytes(call.layout_d.type));
+}
+
+void MultiplyOne(const LtCall& call, const Operands& o) {
+  const LtLayout& d = call.layout_d;
+  const size_t k =
+      call.desc.transpose_a == CUBLAS_OP_N ? call.layout_a.columns : call.layout_a.rows;
+  const Epilogue epilogue(call);
+  if (d.columns < 8) {
+    MultiplyNarrow(call, epilogue, k, o);
+  } else {
+    MultiplyWide(call, epilogue, k, o);
+  }
+  for (size_t j = 0; j < d.columns; ++j) {
+    NoteDeviceWrite(Offset(o.d, d.type, static_cast<int64_t>(j) * d.ld),
+                    d.rows * LtTypeBytes(d.type));
   }
 }
 
@@ -180,8 +230,8 @@ void LtMultiply(const LtCall& call) {
     auto at = [z](const void* p, const LtLayout& l) {
       return Offset(p, l.type, z * l.batch_stride);
     };
-    MultiplyOne(call, at(call.a, call.layout_a), at(call.b, call.layout_b),
-                at(call.c, call.layout_c), const_cast<void*>(at(call.d, call.layout_d)));
+    MultiplyOne(call, {at(call.a, call.layout_a), at(call.b, call.layout_b),
+                       at(call.c, call.layout_c), const_cast<void*>(at(call.d, call.layout_d))});
   }
 }
 
