@@ -33,10 +33,10 @@ LAPIDARY_SIMT_INTERNAL inline void NoteAccess(const void* p, size_t bytes, Acces
 }
 
 template <class V>
-LAPIDARY_SIMT_INTERNAL inline V LoadRequest(const void* p, Site site) {
+LAPIDARY_SIMT_INTERNAL inline void LoadRequest(V* to, const void* p, Site site) {
   static_assert(sizeof(V) <= 16 && (sizeof(V) & (sizeof(V) - 1)) == 0, "1, 2, 4, 8 or 16 bytes");
   NoteAccess(p, sizeof(V), Access::kRead, site);
-  return *static_cast<const V*>(p);
+  memcpy(to, p, sizeof(V));
 }
 template <class V>
 LAPIDARY_SIMT_INTERNAL inline void StoreRequest(void* p, const V& v, Site site) {
@@ -48,11 +48,13 @@ LAPIDARY_SIMT_INTERNAL inline void StoreRequest(void* p, const V& v, Site site) 
 }  // namespace lapidary::simt
 
 // Cache hints change nothing here.
-#define LAPIDARY_SIMT_LOAD(name)                                                  \
-  template <class T>                                                              \
-  LAPIDARY_SIMT_INTERNAL inline T name(                                           \
-      const T* p, ::lapidary::simt::Site site = ::lapidary::simt::Site::Here()) { \
-    return ::lapidary::simt::LoadRequest<T>(p, site);                             \
+#define LAPIDARY_SIMT_LOAD(name)                                                               \
+  template <class T>                                                                           \
+  LAPIDARY_SIMT_INLINED T name(const T* p,                                                     \
+                               ::lapidary::simt::Site site = ::lapidary::simt::Site::Here()) { \
+    T v;                                                                                       \
+    ::lapidary::simt::LoadRequest(&v, p, site);                                                \
+    return v;                                                                                  \
   }
 LAPIDARY_SIMT_LOAD(__ldg)
 LAPIDARY_SIMT_LOAD(__ldca)

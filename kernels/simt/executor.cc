@@ -14,6 +14,7 @@
 #include "kernels/simt/barriers.h"
 #include "kernels/simt/block_state.h"
 #include "kernels/simt/failure.h"
+#include "kernels/simt/fault.h"
 #include "kernels/simt/monitor.h"
 #include "kernels/simt/report.h"
 #include "kernels/simt/shared_memory.h"
@@ -241,6 +242,7 @@ void AbandonBlock() { Abandon(*current_block); }
 void RunGrid(const Grid& grid, const KernelBody& body) {
   static thread_local std::unique_ptr<BlockState> own;
   if (!own) own = std::make_unique<BlockState>();
+  CatchFaults();
   BlockState& b = *own;
   current_block = &b;
   b.random = Random(CurrentPolicy().seed);
