@@ -5,6 +5,10 @@
 #include <sstream>
 
 #include "kernels/attention/attention_world_test_support.h"
+#include "kernels/attention/paged_attention_plan.h"
+#ifdef LAPIDARY_EMULATION
+#include "kernels/simt/report.h"
+#endif
 
 namespace lapidary {
 namespace {
@@ -184,6 +188,78 @@ TEST(PagedDecodeTest, OnlyPadding) {
     world.ExpectRows({}, {}, Decode(world, {{.token = -1, .table = -7}, {}}, 1, chip));
     world.ExpectRows({}, {}, Decode(world, {{.token = -1, .table = -7}, {}}, 4, chip));
   }
+}
+
+#ifdef LAPIDARY_EMULATION
+// Bytes of global memory that a decode step moves, against the least it could: the rows of keys and
+// values that are seen, once for each kv head, with their scales; queries and outputs.
+TEST(PagedDecodeTest, ReadsEachPageOnceAndLittleElse) {
+  struct Case {
+    const char* name;
+    GpuKvLayout layout;
+    std::vector<int> groups;
+    int length, window, splits;
+  };
+  const Case cases[] = {
+      {"26B sliding", {GpuKvType::kBf16, KvFormat::kSplit, 256, 0}, {2, 2}, 1300, 1024, 1},
+      {"26B sliding, 4 splits", {GpuKvType::kBf16, KvFormat::kSplit, 256, 0}, {2}, 1300, 1024, 4},
+      {"26B sliding, e4m3", {GpuKvType::kE4m3, KvFormat::kSplit, 256, 0}, {2}, 1300, 1024, 1},
+      {"26B global", {GpuKvType::kBf16, KvFormat::kFolded, 512, 64}, {8}, 900, 0, 1},
+      {"12B global", {GpuKvType::kBf16, KvFormat::kFolded, 512, 64}, {16}, 900, 0, 1},
+      {"26B global, e4m3", {GpuKvType::kE4m3, KvFormat::kFolded, 512, 64}, {8}, 900, 0, 2},
+  };
+  for (const Case& c : cases) {
+    const AttentionWorld world(
+        {.layout = c.layout, .groups = c.groups, .lengths = {c.length}, .window = c.window});
+    for (const Chip& chip : DecodeChips()) {
+      simt::ResetLaunchCounts();
+      Decode(world, LastTokens(world), c.splits, chip);
+      const simt::KernelCounts decode = simt::CountsOf("paged_decode");
+      const simt::KernelCounts combine = simt::CountsOf("combine_splits");
+      const int first = c.window > 0 ? c.length - c.window : 0;
+      const int pages = (c.length - 1) / kPageTokens - first / kPageTokens + 1;
+      const int64_t keys =
+          int64_t{world.kv_heads()} * ((c.length - first) * int64_t{c.layout.row_bytes()} +
+                                       pages * int64_t{c.layout.scale_bytes()});
+      const int64_t least =
+          keys + world.q_heads() * int64_t{c.layout.score_columns() + c.layout.head_dim} * 2;
+      const int64_t moved =
+          decode.bytes_read + decode.bytes_written + combine.bytes_read + combine.bytes_written;
+      printf("%-22s sm_%d: %8ld bytes moved, %8ld at least (%.3f)\n", c.name,
+             chip.compute_capability, static_cast<long>(moved), static_cast<long>(least),
+             static_cast<double>(moved) / static_cast<double>(least));
+      EXPECT_GE(decode.bytes_read, keys) << c.name;
+      // What is known to come on top: the query by each split and by the warps that have different
+      // pages of a step; each split's partial sums, written and read; and what all 128 threads of a
+      // block read, one sector in truth: the run and, without bulk copies, the pages' ids.
+      const int64_t ids = chip.has_bulk_copy() ? 0 : world.kv_heads() * 4 * 128 * int64_t{pages};
+      const int64_t blocks = world.kv_heads() * c.splits + (c.splits > 1 ? world.q_heads() : 0);
+      const int64_t runs = blocks * 128 * int64_t{sizeof(AttentionRun)};
+      const int64_t partial =
+          c.splits == 1 ? 0 : 2 * world.q_heads() * c.splits * (c.layout.head_dim * 4 + 8);
+      const int64_t queries = world.q_heads() * int64_t{c.layout.score_columns()} * 2 *
+                              (c.splits * DecodeStepPages(c.layout) - 1);
+      EXPECT_LE(static_cast<double>(moved),
+                1.01 * static_cast<double>(least + ids + runs + queries + partial))
+          << c.name;
+    }
+  }
+}
+#endif
+
+TEST(PagedDecodeTest, ThePlanDependsOnTheNumberOfRowsAlone) {
+  GpuAttentionParams p;
+  p.layout = {GpuKvType::kBf16, KvFormat::kSplit, 256, 0};
+  p.q_heads = 16;
+  p.kv_heads = 8;
+  const Chip chip{.compute_capability = 90, .processors = 132, .shared_bytes = 227 << 10};
+  const DecodePlan few = PlanDecode(p, 2, chip);
+  EXPECT_EQ(few.splits, 16);
+  EXPECT_EQ(few.workspace_bytes, 2 * 16 * 16 * (256 * 4 + 8));
+  const DecodePlan many = PlanDecode(p, 64, chip);
+  EXPECT_EQ(many.splits, 1);
+  EXPECT_EQ(many.workspace_bytes, 0);
+  EXPECT_EQ(PlanDecode(p, 0, chip).splits, 1);
 }
 
 TEST(PagedDecodeTest, BadArgumentsAreRefusedAndNoRowsAreFine) {

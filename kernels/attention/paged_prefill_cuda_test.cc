@@ -160,6 +160,31 @@ TEST(PagedPrefillTest, LargeScoresStayExact) {
   }
 }
 
+TEST(PagedPrefillTest, BlocksCoverEveryTokenOnceAndLongContextsComeFirst) {
+  const std::vector<AttentionRun> runs{{.len = 20, .position = 0},
+                                       {.len = 0},
+                                       {.len = 1, .position = 500},
+                                       {.len = 33, .position = 7}};
+  for (const int block_tokens : {1, 8, 16, 100}) {
+    std::vector<PrefillBlock> blocks{{.run = 9}};  // what was there goes
+    CutPrefill(runs, block_tokens, &blocks);
+    std::vector<std::vector<int>> seen;
+    for (const AttentionRun& run : runs) seen.emplace_back(run.len, 0);
+    int last = INT32_MAX;
+    for (const PrefillBlock& b : blocks) {
+      EXPECT_GT(b.count, 0);
+      EXPECT_LE(b.count, block_tokens);
+      for (int i = 0; i < b.count; ++i) ++seen.at(b.run).at(b.first + i);
+      const int context = runs[b.run].position + b.first + b.count;
+      EXPECT_LE(context, last);
+      last = context;
+    }
+    for (const std::vector<int>& run : seen) {
+      EXPECT_EQ(std::count(run.begin(), run.end(), 1), static_cast<int64_t>(run.size()));
+    }
+  }
+}
+
 TEST(PagedPrefillTest, BadArgumentsAreRefusedAndNoBlocksAreFine) {
   const AttentionWorld world(
       {.layout = {GpuKvType::kBf16, KvFormat::kSplit, 64, 0}, .groups = {2}, .lengths = {5}});

@@ -151,7 +151,7 @@ class PageRing {
     for (int i = 0; i < kPages; ++i) {
       const int page = source_.first_page + step * kPages + i;
       const bool exists = mine && page < last && (page + 1) * kPageTokens > source_.begin;
-      pages_[i] = exists ? source_.table[page] : 0;
+      pages_[i] = exists ? gpu::Load<int32_t>(source_.table + page) : 0;
     }
   }
 
@@ -207,7 +207,7 @@ class PageRing {
       const int first = max(source_.begin - position, 0);
       const int last = min(source_.end - position, kPageTokens);
       const bool some = first < last;
-      const int page = some ? source_.table[position / kPageTokens] : 0;
+      const int page = some ? gpu::Load<int32_t>(source_.table + position / kPageTokens) : 0;
       LoadRowsOfPage(step, Head(page), Stage(step) + i * Shape::kHeadBytes, some ? first : 0,
                      some ? last : 0);
     }
