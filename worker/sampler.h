@@ -40,6 +40,12 @@ struct SampleRow {
   // there; both outlive the step.
   TokenCounts* counted_in = nullptr;  // the sampled token is added to the output
   TokenId* id_out = nullptr;          // device memory: it is put there
+  // Device memory with the one token that an earlier step samples for this sequence and that
+  // `counts` does not have yet when Sample() is called: it counts as output too, exactly once.
+  // Null: there is none. For samplers that read `counts` in the call (the GPU's); those that read
+  // it on the stream, behind the step that adds to it (the CPU's), find the token there and ignore
+  // this.
+  const TokenId* pending_id = nullptr;
   uint32_t choice = 0;
   int32_t position = 0;       // absolute position of the token this row predicts
   int32_t generated = 0;      // tokens generated before it (min_tokens)
