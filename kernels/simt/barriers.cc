@@ -11,7 +11,9 @@ namespace {
 
 void Release(BlockState& b, BarrierState& barrier) {
   if (monitor) {
-    if (barrier.waiters.size() >= b.live) {
+    // Who has exited takes no part in a barrier with a count.
+    const uint32_t all = barrier.wanted ? b.thread_count : b.live;
+    if (barrier.waiters.size() >= all) {
       monitor->OnBlockBarrier();
     } else {
       monitor->OnBarrier(barrier.arrivals, barrier.waiters);

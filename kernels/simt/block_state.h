@@ -31,6 +31,7 @@ struct Meeting {
   uint32_t mask = 0, arrived = 0;
   Site site;
   Completion complete = nullptr;
+  bool aligned = false;  // for the whole warp: no lane may exit instead
 };
 
 struct WarpState {
@@ -38,6 +39,7 @@ struct WarpState {
   void* operand[kLanes] = {};
   Meeting whole;       // of every live lane: the usual case
   Meeting partial[8];  // of some
+  int open_partial = 0;
 };
 
 struct BarrierState {
@@ -86,6 +88,7 @@ void WakeLanes(uint32_t warp, uint32_t lanes);
 // A mistake after which the block cannot go on: its threads are never resumed.
 [[noreturn]] void FailBlock(Site site, const char* format, ...)
     __attribute__((format(printf, 2, 3)));
+[[noreturn]] void AbandonBlock();
 // Lets others run; too many in a row without progress is a livelock.
 void YieldSpinning();
 inline void MadeProgress() { CurrentBlock().spins = 0; }

@@ -31,8 +31,11 @@
 #define __noinline__
 #define __shared__ static_assert(false, "use GPU_SHARED or GPU_DYN_SMEM");
 
-#define GPU_DEVICE inline
-#define GPU_HOST_DEVICE inline
+// Always inlined, as with nvcc. The checked flavour needs it, too: GCC does not instrument the
+// store of a structure that a call returns.
+#define LAPIDARY_SIMT_INLINED __attribute__((always_inline)) inline
+#define GPU_DEVICE LAPIDARY_SIMT_INLINED
+#define GPU_HOST_DEVICE LAPIDARY_SIMT_INLINED
 
 // Executor code that kernels inline: its own accesses are none of the kernel's.
 #define LAPIDARY_SIMT_INTERNAL __attribute__((no_sanitize("thread")))

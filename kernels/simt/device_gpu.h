@@ -22,15 +22,17 @@
 namespace lapidary::gpu {
 
 template <class V>
-LAPIDARY_SIMT_INLINE V Load(const void* p, LAPIDARY_SIMT_SITE) {
-  return simt::LoadRequest<V>(p, site);
+LAPIDARY_SIMT_INLINED V Load(const void* p, LAPIDARY_SIMT_SITE) {
+  V v;
+  simt::LoadRequest(&v, p, site);
+  return v;
 }
 template <class V>
 LAPIDARY_SIMT_INLINE void Store(void* p, V v, LAPIDARY_SIMT_SITE) {
   simt::StoreRequest<V>(p, v, site);
 }
-LAPIDARY_SIMT_INLINE uint4 LoadOnce16(const void* p, LAPIDARY_SIMT_SITE) {
-  return simt::LoadRequest<uint4>(p, site);
+LAPIDARY_SIMT_INLINED uint4 LoadOnce16(const void* p, LAPIDARY_SIMT_SITE) {
+  return Load<uint4>(p, site);
 }
 LAPIDARY_SIMT_INLINE uint32_t SharedAddress(const void* p) {
   return static_cast<uint32_t>(static_cast<const unsigned char*>(p) - simt::DynamicShared());

@@ -9,16 +9,18 @@
 
 namespace lapidary::simt {
 
+[[noreturn]] void StopMisaligned(const void* p, size_t bytes, Site site);
+[[noreturn]] void StopOutside(size_t offset, size_t bytes, Site site);  // of shared memory
+
 // Counts a request, and looks at what can be looked at cheaply.
 LAPIDARY_SIMT_INTERNAL inline void NoteAccess(const void* p, size_t bytes, Access kind, Site site) {
   Block& block = *current_thread->block;
   const uintptr_t address = reinterpret_cast<uintptr_t>(p);
-  if (address % bytes != 0) Fail(site, "misaligned access of %zu bytes at %p", bytes, p);
+  if (address % bytes != 0) StopMisaligned(p, bytes, site);
   const size_t offset = address - reinterpret_cast<uintptr_t>(block.shared);
   if (offset < kArenaBytes) {
     if (offset + bytes > block.shared_used) {
-      Fail(site, "access of %zu bytes at %zu of %zu bytes of shared memory", bytes, offset,
-           block.shared_used);
+      StopOutside(offset, bytes, site);
     }
   } else if (kind == Access::kRead) {
     block.bytes_read += static_cast<int64_t>(bytes);
@@ -31,10 +33,10 @@ LAPIDARY_SIMT_INTERNAL inline void NoteAccess(const void* p, size_t bytes, Acces
 }
 
 template <class V>
-LAPIDARY_SIMT_INTERNAL inline V LoadRequest(const void* p, Site site) {
+LAPIDARY_SIMT_INTERNAL inline void LoadRequest(V* to, const void* p, Site site) {
   static_assert(sizeof(V) <= 16 && (sizeof(V) & (sizeof(V) - 1)) == 0, "1, 2, 4, 8 or 16 bytes");
   NoteAccess(p, sizeof(V), Access::kRead, site);
-  return *static_cast<const V*>(p);
+  memcpy(to, p, sizeof(V));
 }
 template <class V>
 LAPIDARY_SIMT_INTERNAL inline void StoreRequest(void* p, const V& v, Site site) {
@@ -46,11 +48,13 @@ LAPIDARY_SIMT_INTERNAL inline void StoreRequest(void* p, const V& v, Site site) 
 }  // namespace lapidary::simt
 
 // Cache hints change nothing here.
-#define LAPIDARY_SIMT_LOAD(name)                                                  \
-  template <class T>                                                              \
-  LAPIDARY_SIMT_INTERNAL inline T name(                                           \
-      const T* p, ::lapidary::simt::Site site = ::lapidary::simt::Site::Here()) { \
-    return ::lapidary::simt::LoadRequest<T>(p, site);                             \
+#define LAPIDARY_SIMT_LOAD(name)                                                               \
+  template <class T>                                                                           \
+  LAPIDARY_SIMT_INLINED T name(const T* p,                                                     \
+                               ::lapidary::simt::Site site = ::lapidary::simt::Site::Here()) { \
+    T v;                                                                                       \
+    ::lapidary::simt::LoadRequest(&v, p, site);                                                \
+    return v;                                                                                  \
   }
 LAPIDARY_SIMT_LOAD(__ldg)
 LAPIDARY_SIMT_LOAD(__ldca)

@@ -14,6 +14,7 @@
 #include "kernels/simt/barriers.h"
 #include "kernels/simt/block_state.h"
 #include "kernels/simt/failure.h"
+#include "kernels/simt/fault.h"
 #include "kernels/simt/monitor.h"
 #include "kernels/simt/report.h"
 #include "kernels/simt/shared_memory.h"
@@ -27,7 +28,8 @@ Monitor* monitor = nullptr;
 
 namespace {
 
-constexpr int64_t kMostSpins = 2'000'000;
+constexpr int64_t kMostSpins = 4'000'000;
+constexpr uint32_t kSpinTurns = 64;  // atomic operations that count as one wait
 
 thread_local BlockState* current_block = nullptr;
 
@@ -150,6 +152,7 @@ void RunBlock(BlockState& b, uint3 index, size_t shared_limit) {
   for (WarpgroupState& g : b.warpgroups) g.Reset();
   for (WarpState& w : b.warps) {
     w.ready = w.live = 0;
+    w.open_partial = 0;
     w.whole.arrived = 0;
     for (Meeting& m : w.partial) m.arrived = 0;
   }
@@ -201,7 +204,7 @@ void Wake(uint32_t thread) { SetReady(*current_block, thread / kLanes, 1u << thr
 void WakeLanes(uint32_t warp, uint32_t lanes) { SetReady(*current_block, warp, lanes); }
 
 void FailBlock(Site site, const char* format, ...) {
-  char what[512];
+  char what[1000];
   va_list arguments;
   va_start(arguments, format);
   vsnprintf(what, sizeof what, format, arguments);
@@ -223,14 +226,28 @@ void SpinOnce() { YieldSpinning(); }
 
 void NoteSpin() {
   static thread_local uint32_t turns = 0;
-  if (++turns % 64 == 0) YieldSpinning();
+  if (++turns % kSpinTurns != 0) return;
+  current_block->spins += kSpinTurns - 1;
+  YieldSpinning();
 }
 
 void StopBlock(Site site) { FailBlock(site, "__trap"); }
 
+void StopMisaligned(const void* p, size_t bytes, Site site) {
+  FailBlock(site, "misaligned access of %zu bytes at %p", bytes, p);
+}
+
+void StopOutside(size_t offset, size_t bytes, Site site) {
+  FailBlock(site, "access of %zu bytes at %zu of %zu bytes of shared memory", bytes, offset,
+            current_block->shared_used);
+}
+
+void AbandonBlock() { Abandon(*current_block); }
+
 void RunGrid(const Grid& grid, const KernelBody& body) {
   static thread_local std::unique_ptr<BlockState> own;
   if (!own) own = std::make_unique<BlockState>();
+  CatchFaults();
   BlockState& b = *own;
   current_block = &b;
   b.random = Random(CurrentPolicy().seed);

@@ -11,34 +11,33 @@ namespace {
 
 // Where lanes of this mask meet: an open meeting with the mask, or an empty place.
 Meeting& FindMeeting(WarpState& warp, uint32_t mask, uint32_t self, Site site) {
-  Meeting* empty = nullptr;
+  Meeting *same = nullptr, *empty = nullptr;
   for (Meeting& m : warp.partial) {
     if (m.arrived == 0) {
       if (!empty) empty = &m;
     } else if (m.mask == mask) {
-      return m;
-    } else if (m.mask & warp.live & self) {
+      same = &m;
+    } else if ((m.mask & warp.live & self) && (m.arrived & mask)) {  // each waits for the other
       FailBlock(site, "lanes meet with different masks: %08x here, %08x at line %d", mask, m.mask,
                 m.site.line);
     }
   }
+  if (same) return *same;
   if ((mask & warp.live) == warp.live) return warp.whole;
-  if (!empty)
-    FailBlock(site, "more than %zu groups of lanes meet at once", std::size(warp.partial));
+  if (!empty) FailBlock(site, "too many groups of lanes meet at once");
   return *empty;
 }
 
 void Complete(uint32_t warp_index, WarpState& warp, Meeting& m) {
   const uint32_t lanes = m.arrived;
   m.arrived = 0;
+  if (&m != &warp.whole) --warp.open_partial;
   if (monitor && lanes == warp.live) monitor->OnWarpMeeting(warp_index);
   if (m.complete) m.complete(warp.operand, lanes, m.site);
   WakeLanes(warp_index, lanes);
 }
 
-}  // namespace
-
-void MeetLanes(uint32_t mask, Site site, void* operand, Completion complete) {
+void Meet(uint32_t mask, Site site, void* operand, Completion complete, bool aligned) {
   const Thread& self = *current_thread;
   WarpState& warp = CurrentBlock().warps[self.warp];
   const uint32_t bit = 1u << self.lane;
@@ -47,12 +46,14 @@ void MeetLanes(uint32_t mask, Site site, void* operand, Completion complete) {
     mask |= bit;
   }
   Meeting& whole = warp.whole;
-  Meeting& m =
-      whole.arrived != 0 && whole.mask == mask ? whole : FindMeeting(warp, mask, bit, site);
+  const bool usual = warp.open_partial == 0 && whole.arrived != 0 && whole.mask == mask;
+  Meeting& m = usual ? whole : FindMeeting(warp, mask, bit, site);
   if (m.arrived == 0) {
+    if (&m != &whole) ++warp.open_partial;
     m.mask = mask;
     m.site = site;
     m.complete = complete;
+    m.aligned = aligned;
   } else if (m.mask != mask) {
     FailBlock(site, "lanes meet with different masks: %08x here, %08x at line %d", mask, m.mask,
               m.site.line);
@@ -68,6 +69,12 @@ void MeetLanes(uint32_t mask, Site site, void* operand, Completion complete) {
   }
 }
 
+}  // namespace
+
+void MeetLanes(uint32_t mask, Site site, void* operand, Completion complete) {
+  Meet(mask, site, operand, complete, false);
+}
+
 void MeetWarp(Site site, void* operand, Completion complete) {
   const Thread& self = *current_thread;
   WarpState& warp = CurrentBlock().warps[self.warp];
@@ -79,7 +86,7 @@ void MeetWarp(Site site, void* operand, Completion complete) {
     FailBlock(site, "an instruction for the whole warp, but other lanes are at line %d",
               m.site.line);
   }
-  MeetLanes(0xffffffffu, site, operand, complete);
+  Meet(0xffffffffu, site, operand, complete, true);
 }
 
 void SyncWarp(uint32_t mask, Site site) {
@@ -92,6 +99,10 @@ void LeaveMeetings() {
   WarpState& warp = CurrentBlock().OwnWarp();
   const uint32_t index = current_thread->warp;
   auto leave = [&](Meeting& m) {
+    if (m.arrived != 0 && m.aligned) {
+      FailBlock(m.site, "an instruction for the whole warp: lane %u exits instead",
+                current_thread->lane);
+    }
     if (m.arrived != 0 && m.arrived == (m.mask & warp.live)) Complete(index, warp, m);
   };
   leave(warp.whole);

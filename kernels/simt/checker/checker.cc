@@ -105,6 +105,7 @@ bool BlockChecker::OnAccess(const void* pointer, size_t bytes, const Accessor& a
   if (offset < kArenaBytes) {
     if (bytes <= 16 && (bytes & (bytes - 1)) == 0 && offset % bytes != 0) {
       Report(a, Text("misaligned %s of %zu bytes at %p", Verb(a.kind), bytes, pointer));
+      AbandonBlock();  // the access itself may fault
     }
     OnSharedAccess(offset, bytes, a);
   } else {
@@ -112,6 +113,7 @@ bool BlockChecker::OnAccess(const void* pointer, size_t bytes, const Accessor& a
     const auto address = reinterpret_cast<uintptr_t>(p);
     if (bytes <= 16 && (bytes & (bytes - 1)) == 0 && address % bytes != 0) {
       Report(a, Text("misaligned %s of %zu bytes at %p", Verb(a.kind), bytes, pointer));
+      AbandonBlock();  // the access itself may fault
     }
     OnGlobalAccess(address, bytes, a);
   }
@@ -190,15 +192,21 @@ DeviceRange* BlockChecker::RangeOf(uintptr_t address, size_t bytes, const Access
   }
   if (!last_range_) {
     if (!Writes(a.kind) && InProgram(address)) return nullptr;
+    if (const auto below = DeviceRangeBelow(address)) {
+      Report(a, Text("global memory out of bounds: %s of %zu bytes at %zu of %zu", Verb(a.kind),
+                     bytes, static_cast<size_t>(address - below->begin),
+                     static_cast<size_t>(below->end - below->begin)));
+      AbandonBlock();
+    }
     Report(a, Text("%s of %zu bytes at %p, which is no device memory", Verb(a.kind), bytes,
                    reinterpret_cast<void*>(address)));
-    return nullptr;
+    AbandonBlock();
   }
   if (address + bytes > last_range_->end) {
     Report(a, Text("global memory out of bounds: %s of %zu bytes at %zu of %zu", Verb(a.kind),
                    bytes, static_cast<size_t>(address - last_range_->begin),
                    static_cast<size_t>(last_range_->end - last_range_->begin)));
-    return nullptr;
+    AbandonBlock();
   }
   return last_range_.get();
 }

@@ -91,6 +91,14 @@ std::shared_ptr<DeviceRange> FindDeviceRange(uintptr_t address) {
   return address < it->second->end ? it->second : nullptr;
 }
 
+std::shared_ptr<DeviceRange> DeviceRangeBelow(uintptr_t address) {
+  std::lock_guard lock(All().mu);
+  auto it = All().by_begin.upper_bound(address);
+  if (it == All().by_begin.begin()) return nullptr;
+  --it;
+  return address - it->second->end < 4096 ? it->second : nullptr;
+}
+
 uint64_t DeviceRangesVersion() { return All().version.load(std::memory_order_acquire); }
 
 }  // namespace lapidary::simt

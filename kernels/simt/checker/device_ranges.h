@@ -48,6 +48,8 @@ void AddDeviceRange(const void* p, size_t bytes, MemoryKind kind);
 void RemoveDeviceRange(const void* p);
 // The range that contains the address, or null.
 std::shared_ptr<DeviceRange> FindDeviceRange(uintptr_t address);
+// The range that ends not far below the address, or null.
+std::shared_ptr<DeviceRange> DeviceRangeBelow(uintptr_t address);
 // Changes whenever a range goes: who keeps one must look again.
 uint64_t DeviceRangesVersion();
 

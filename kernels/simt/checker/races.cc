@@ -27,7 +27,8 @@ void Races::BeginBlock(uint32_t threads) {
   for (const auto& r : own_) r->block_end = block_start_;
   own_.clear();
   acquired_.clear();
-  fenced_.assign(threads, {});
+  fences_.assign(threads, {});
+  any_fence_ = false;
   clocks_.BeginBlock(threads, block_start_);
   sets_.Begin(clocks_.agents());
 }
@@ -38,10 +39,20 @@ void Races::BeginGeneration() {
 }
 
 bool Races::ReleasedToUs(const PastAccess& past) const {
+  auto covers = [&](uint32_t generation, const SharedClock& known) {
+    return past.generation < generation ||
+           (past.generation == generation && known && (*known)[past.agent] >= past.epoch);
+  };
   for (const auto& r : acquired_) {
     if (past.generation < r->block_start || past.generation >= r->block_end) continue;
-    if (past.generation < r->generation) return true;
-    if (past.generation == r->generation && (*r->clock)[past.agent] >= past.epoch) return true;
+    if (!covers(r->generation, r->known)) continue;
+    if (covers(r->fence.generation, r->fence.known)) return true;
+    if (past.agent >= r->fences.size()) continue;
+    const ThreadFence& own = r->fences[past.agent];
+    if (past.generation < own.generation ||
+        (past.generation == own.generation && past.epoch <= own.epoch)) {
+      return true;
+    }
   }
   return false;
 }
@@ -61,9 +72,10 @@ bool Races::SetOrdered(uint32_t set, uint32_t thread) {
   return true;
 }
 
-const char* Races::CheckWrite(const Cell& cell, const Accessor& a, const PastAccess** other) {
-  *other = &cell.read;
+// Against reads, for a write.
+const char* Races::CheckReads(const Cell& cell, const Accessor& a, const PastAccess** other) {
   if (cell.read.generation < launch_start_) return nullptr;
+  *other = &cell.read;
   if (cell.read.generation == clocks_.generation() && cell.read_set != 0) {
     if (!SetOrdered(cell.read_set, a.thread)) return "write while another thread may still read";
   } else if (!Ordered(cell.read, a.thread)) {
@@ -72,6 +84,25 @@ const char* Races::CheckWrite(const Cell& cell, const Accessor& a, const PastAcc
   }
   if (cell.read_by_other_block && acquired_.empty()) return "write to what another block reads";
   return nullptr;
+}
+
+// Against writes and, for a plain access, atomic operations.
+const char* Races::CheckWrites(const Cell& cell, const Accessor& a, const PastAccess** other) {
+  const bool reads = a.kind == Access::kRead || a.kind == Access::kVolatileRead;
+  const PastAccess* unordered = Ordered(cell.write, a.thread) ? nullptr : &cell.write;
+  if (!unordered && (a.kind == Access::kRead || a.kind == Access::kWrite)) {
+    const bool set = cell.atomic_set != 0 && cell.atomic.generation == clocks_.generation();
+    const bool ordered =
+        set ? SetOrdered(cell.atomic_set, a.thread) : Ordered(cell.atomic, a.thread);
+    if (!ordered) unordered = &cell.atomic;
+  }
+  if (!unordered) return nullptr;
+  *other = unordered;
+  if (unordered->generation < block_start_) {
+    return reads ? "read of what another block writes" : "write to what another block writes";
+  }
+  return reads ? "read of another thread's write without synchronisation"
+               : "write over another thread's write without synchronisation";
 }
 
 void Races::RecordRead(Cell& cell, const Accessor& a) {
@@ -97,52 +128,43 @@ void Races::RecordRead(Cell& cell, const Accessor& a) {
   read = {now, epoch, a.place, static_cast<uint16_t>(a.thread)};
 }
 
-void Races::RecordWrite(Cell& cell, const Accessor& a) {
+void Races::RecordAtomic(Cell& cell, const Accessor& a) {
   const uint32_t now = clocks_.generation();
   const uint32_t epoch = clocks_.epoch(a.thread);
-  const bool atomic = a.kind == Access::kAtomic;
-  if (atomic && cell.atomic_write && cell.write.generation == now) {
-    if (cell.atomic_set == 0 && cell.write.agent != a.thread) {
-      cell.atomic_set = sets_.New();
-      sets_.Epochs(cell.atomic_set)[cell.write.agent] = cell.write.epoch;
-    }
-    if (cell.atomic_set != 0) sets_.Epochs(cell.atomic_set)[a.thread] = epoch;
-  } else {
+  PastAccess& last = cell.atomic;
+  if (last.generation != now) {
     cell.atomic_set = 0;
+  } else if (cell.atomic_set == 0 && last.agent != a.thread) {
+    cell.atomic_set = sets_.New();
+    sets_.Epochs(cell.atomic_set)[last.agent] = last.epoch;
   }
-  cell.write = {now, epoch, a.place, static_cast<uint16_t>(a.thread)};
-  cell.atomic_write = atomic;
-  cell.read = {};
-  cell.read_set = 0;
-  cell.read_by_other_block = false;
+  if (cell.atomic_set != 0) sets_.Epochs(cell.atomic_set)[a.thread] = epoch;
+  last = {now, epoch, a.place, static_cast<uint16_t>(a.thread)};
 }
 
 const char* Races::Visit(Cell& cell, const Accessor& a, const PastAccess** other) {
-  const bool atomic = a.kind == Access::kAtomic;
   const bool reads = a.kind == Access::kRead || a.kind == Access::kVolatileRead;
-  const char* wrong = nullptr;
   *other = &cell.write;
   if (cell.in_flight) {
-    wrong = reads ? "read of bytes that an asynchronous copy still writes"
-                  : "write to bytes that an asynchronous copy still writes";
-  } else if ((atomic || a.kind == Access::kVolatileRead) && cell.atomic_write) {
-    // Atomic operations may meet.
-  } else {
-    const bool set = cell.atomic_set != 0 && cell.write.generation == clocks_.generation();
-    if (set ? !SetOrdered(cell.atomic_set, a.thread) : !Ordered(cell.write, a.thread)) {
-      const bool between = cell.write.generation < block_start_;
-      wrong = reads     ? between ? "read of what another block writes"
-                                  : "read of another thread's write without synchronisation"
-              : between ? "write to what another block writes"
-                        : "write over another thread's write without synchronisation";
-    }
+    return reads ? "read of bytes that an asynchronous copy still writes"
+                 : "write to bytes that an asynchronous copy still writes";
   }
-  if (!wrong && !reads) wrong = CheckWrite(cell, a, other);
-  if (wrong) return wrong;
-  if (a.kind == Access::kRead) {
-    RecordRead(cell, a);
-  } else if (!reads) {
-    RecordWrite(cell, a);
+  if (const char* wrong = CheckWrites(cell, a, other)) return wrong;
+  if (!reads) {
+    if (const char* wrong = CheckReads(cell, a, other)) return wrong;
+  }
+  switch (a.kind) {
+    case Access::kRead:
+      RecordRead(cell, a);
+      break;
+    case Access::kWrite:
+      Land(cell, a.thread, clocks_.epoch(a.thread), a.place);
+      break;
+    case Access::kAtomic:
+      RecordAtomic(cell, a);
+      break;
+    case Access::kVolatileRead:
+      break;
   }
   return nullptr;
 }
@@ -153,21 +175,34 @@ void Races::Land(Cell& cell, uint32_t agent, uint32_t epoch, uint32_t place) {
 }
 
 void Races::Fence(uint32_t thread) {
-  fenced_[thread] = {clocks_.generation(), clocks_.Snapshot(thread)};
+  any_fence_ = true;
+  ThreadFence& f = fences_[thread];
+  f.generation = clocks_.generation();
+  f.epoch = clocks_.epoch(thread);
+  f.known = clocks_.Snapshot(thread);
 }
 
 void Races::Synchronise(uint32_t thread, const void* address) {
+  if (!any_fence_ && released_.empty()) return;
   auto& there = released_[address];
   for (const auto& r : there) {
-    if (r->block_start == block_start_) {
-      if (r->generation == clocks_.generation()) clocks_.Acquire(thread, r->clock);
-    } else if (std::find(acquired_.begin(), acquired_.end(), r) == acquired_.end()) {
-      acquired_.push_back(r);
+    if (r->block_start != block_start_) {
+      if (std::find(acquired_.begin(), acquired_.end(), r) == acquired_.end()) {
+        acquired_.push_back(r);
+      }
+    } else if (r->fence.known && r->fence.generation == clocks_.generation()) {
+      clocks_.Acquire(thread, r->fence.known);  // inside the block
     }
   }
-  if (!fenced_[thread].clock) return;
-  const auto mine = std::make_shared<Released>(
-      Released{block_start_, UINT32_MAX, fenced_[thread].generation, fenced_[thread].clock});
+  if (!any_fence_) return;
+  auto mine = std::make_shared<Released>();
+  *mine = {.block_start = block_start_,
+           .block_end = UINT32_MAX,
+           .generation = clocks_.generation(),
+           .known = clocks_.Snapshot(thread),
+           .fence = fences_[thread],
+           .fences = fences_};
+  for (ThreadFence& f : mine->fences) f.known.reset();
   own_.push_back(mine);
   there.push_back(mine);
   // What this block has acquired goes on with its release.

@@ -33,7 +33,7 @@ class Races {
 
   // Checks an access against the past of a cell and records it. What is wrong, or null.
   const char* Visit(Cell& cell, const Accessor& a, const PastAccess** other);
-  // A write in the name of an agent that is known to be ordered: a copy that has landed.
+  // Records a write that is known to be ordered: nothing before it matters any more.
   void Land(Cell& cell, uint32_t agent, uint32_t epoch, uint32_t place);
 
   // __threadfence: what the thread knows may be released by its next atomic operation.
@@ -42,27 +42,33 @@ class Races {
   void Synchronise(uint32_t thread, const void* address);
 
  private:
-  // What one thread had fenced when it did an atomic operation.
+  // A thread's last fence: what it had done by then, and knew.
+  struct ThreadFence {
+    uint32_t generation = 0, epoch = 0;
+    SharedClock known;
+  };
+  // An atomic operation of a block with fences: others see what its thread knew of, as far as the
+  // thread or who did it had fenced it.
   struct Released {
     uint32_t block_start, block_end;  // generations of its block
     uint32_t generation;
-    SharedClock clock;
+    SharedClock known;
+    ThreadFence fence;
+    std::vector<ThreadFence> fences;  // of all threads; without `known`
   };
   bool Ordered(const PastAccess& past, uint32_t thread);
   bool ReleasedToUs(const PastAccess& past) const;
   bool SetOrdered(uint32_t set, uint32_t thread);
-  const char* CheckWrite(const Cell& cell, const Accessor& a, const PastAccess** other);
+  const char* CheckReads(const Cell& cell, const Accessor& a, const PastAccess** other);
+  const char* CheckWrites(const Cell& cell, const Accessor& a, const PastAccess** other);
   void RecordRead(Cell& cell, const Accessor& a);
-  void RecordWrite(Cell& cell, const Accessor& a);
+  void RecordAtomic(Cell& cell, const Accessor& a);
 
   VectorClocks clocks_;
   EpochSets sets_;
   uint32_t launch_start_ = 0, block_start_ = 0;  // generations
-  struct Fenced {
-    uint32_t generation = 0;
-    SharedClock clock;
-  };
-  std::vector<Fenced> fenced_;                                                        // by thread
+  std::vector<ThreadFence> fences_;              // by thread
+  bool any_fence_ = false;                       // in this block
   std::unordered_map<const void*, std::vector<std::shared_ptr<Released>>> released_;  // by address
   std::vector<std::shared_ptr<Released>> acquired_;  // by this block
   std::vector<std::shared_ptr<Released>> own_;       // of this block

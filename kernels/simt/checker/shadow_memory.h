@@ -16,11 +16,10 @@ struct PastAccess {
 };
 
 struct Cell {
-  PastAccess write, read;
+  PastAccess write, atomic, read;  // the last of each; atomic and read: since the last write
   // Epochs of all readers (of all atomic writers) of this generation, where one does not tell all.
   // 0: none.
   uint32_t read_set = 0, atomic_set = 0;
-  bool atomic_write = false;
   bool in_flight = false;            // an asynchronous copy is still writing
   bool read_by_other_block = false;  // earlier in this launch
 };
