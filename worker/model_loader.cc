@@ -78,7 +78,7 @@ absl::StatusOr<LoadedModel> LoadModel(const ModelRequest& request, Communicator&
   ASSIGN_OR_RETURN(prepared.options.arith, ResolveForGroup(prepared.options, comm));
   ASSIGN_OR_RETURN(model.runner, ModelRunner::Load(*model.checkpoint, prepared.shard,
                                                    prepared.options, comm, progress));
-  model.sampler = model.runner->CreateSampler(comm, model.vocab);
+  ASSIGN_OR_RETURN(model.sampler, model.runner->CreateSampler(comm, model.vocab));
   return std::move(model);
 }
 
@@ -100,7 +100,7 @@ ModelLoader GpuModelLoader(const GpuChoice& choice) {
     rank.on_lost = request.on_lost;
     ASSIGN_OR_RETURN(model.runner, gpu->LoadRunner(*model.checkpoint, prepared.shard,
                                                    prepared.options, rank, progress));
-    model.sampler = model.runner->CreateSampler(comm, model.vocab);
+    ASSIGN_OR_RETURN(model.sampler, model.runner->CreateSampler(comm, model.vocab));
     return std::move(model);
   };
 }

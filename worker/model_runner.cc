@@ -95,7 +95,8 @@ class CpuModelRunner final : public ModelRunner {
   void EnqueueLogits(int64_t first_row) override { forward_->EnqueueLogits(first_row); }
   Stream& stream() override { return *stream_; }
   SampledIds sampled_ids() override { return backend_->sampled_ids(); }
-  std::unique_ptr<Sampler> CreateSampler(Communicator& comm, int64_t vocab) override {
+  absl::StatusOr<std::unique_ptr<Sampler>> CreateSampler(Communicator& comm,
+                                                         int64_t vocab) override {
     return Sampler::Create(*team_, comm, vocab);
   }
   const std::string& resolved_arith() const override { return arith_; }

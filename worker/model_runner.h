@@ -99,8 +99,10 @@ class ModelRunner {
   // Written by the sampler, read by Forward, on the stream alone. Without data: every id of a batch
   // must be known.
   virtual SampledIds sampled_ids() { return {}; }
-  // A sampler over this runner's logits, on its stream. The runner and comm outlive it.
-  virtual std::unique_ptr<Sampler> CreateSampler(Communicator& comm, int64_t vocab) = 0;
+  // A sampler over this runner's logits, on its stream. The runner and comm outlive it. Before
+  // default_kv_bytes(): it needs memory too.
+  virtual absl::StatusOr<std::unique_ptr<Sampler>> CreateSampler(Communicator& comm,
+                                                                 int64_t vocab) = 0;
   virtual const std::string& resolved_arith() const = 0;
 
   // For `debug`: called on the stream with each named intermediate, [rows, width] fp32. Empty: off.

@@ -115,7 +115,7 @@ class NullRunner final : public ModelRunner {
   SampledIds sampled_ids() override {
     return {sampled_ids_.data(), static_cast<int32_t>(sampled_ids_.size() / 2)};
   }
-  std::unique_ptr<Sampler> CreateSampler(Communicator&, int64_t) override {
+  absl::StatusOr<std::unique_ptr<Sampler>> CreateSampler(Communicator&, int64_t) override {
     return std::make_unique<NullSampler>(tokens_);
   }
   const std::string& resolved_arith() const override { return arith_; }
@@ -186,7 +186,7 @@ absl::StatusOr<LoadedModel> LoadNullModel(const NullDeviceOptions& options,
   model.runner =
       std::make_unique<NullRunner>(PageBytes(spec, shard), shard.vocab, std::move(tokens),
                                    request.options.max_step_tokens, options.step);
-  model.sampler = model.runner->CreateSampler(comm, spec.vocab);
+  ASSIGN_OR_RETURN(model.sampler, model.runner->CreateSampler(comm, spec.vocab));
   progress(0, 0);
   return model;
 }

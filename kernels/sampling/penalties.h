@@ -1,6 +1,9 @@
 // What repetition does to one logit. Order: repetition, then frequency and presence (as vLLM).
 #pragma once
+#include <cmath>
 #include <cstdint>
+
+#include "kernels/host_device.h"
 
 namespace lapidary {
 
@@ -12,15 +15,13 @@ struct Penalties {
 
 // The logit of a token that stands `in_prompt` or not, and `output_count` times in the output.
 // Repetition as in CTRL (Keskar et al., 2019): positive logits are divided, others multiplied, so
-// that both become smaller.
-inline float ApplyPenalties(float logit, const Penalties& p, bool in_prompt, int32_t output_count) {
-  if (in_prompt || output_count > 0) {
-    logit = logit > 0 ? logit / p.repetition : logit * p.repetition;
-  }
-  if (output_count > 0) {
-    logit -= p.frequency * static_cast<float>(output_count) + p.presence;
-  }
-  return logit;
+// that both become smaller. Every FMA is written: the same bits on host and device.
+GPU_HOST_DEVICE float ApplyPenalties(float logit, const Penalties& p, bool in_prompt,
+                                     int32_t output_count) {
+  if (!in_prompt && output_count <= 0) return logit;
+  const float less =
+      output_count > 0 ? fmaf(p.frequency, static_cast<float>(output_count), p.presence) : 0.0f;
+  return logit > 0 ? logit / p.repetition - less : fmaf(logit, p.repetition, -less);
 }
 
 }  // namespace lapidary

@@ -12,13 +12,13 @@
 namespace lapidary::simt {
 namespace {
 
-constexpr int kThreads = 128, kRows = 64, kColumns = 64, kDepth = 16, kHeld = 32;
+constexpr int kThreads = 128, kRows = 64, kMostColumns = 128, kDepth = 16;
 constexpr uint64_t kSwizzle128 = 1;
 
 // An operand as [k][row].
-using Operand = float[kDepth][kRows];
-void ReadOperand(const BlockState& b, uint64_t descriptor, Site site, Operand out) {
-  for (int row = 0; row < kRows; ++row) {
+using Operand = float[kDepth][kMostColumns];
+void ReadOperand(const BlockState& b, uint64_t descriptor, int rows, Site site, Operand out) {
+  for (int row = 0; row < rows; ++row) {
     for (int k = 0; k < kDepth; ++k) {
       const uint32_t offset = OperandOffset(descriptor, row, k);
       if (offset + 2 > b.shared_used) {
@@ -37,32 +37,32 @@ void ReadOperand(const BlockState& b, uint64_t descriptor, Site site, Operand ou
 int Row(int i, int j) { return i / 32 * 16 + i % 32 / 4 + j / 2 % 2 * 8; }
 int Column(int i, int j) { return j / 4 * 8 + i % 4 * 2 + j % 2; }
 
-struct Scratch {
-  alignas(32) Operand a, b;
-  alignas(32) float d[kRows][kColumns];
+// On the heap: a library that is loaded at run time gets little thread-local storage.
+struct Workspace {
+  alignas(32) Operand a, bt;
+  alignas(32) float d[kRows][kMostColumns];
 };
 
-// `held(i)`: the 32 accumulators of thread i.
+// `held(i)`: the accumulators of thread i.
 template <class Held>
 void Multiply(const BlockState& b, const WarpgroupProduct& p, Held held) {
-  // Not thread_local itself: a library that is opened late has room for few such bytes.
-  static thread_local const auto scratch = std::make_unique<Scratch>();
-  Operand &a = scratch->a, &bt = scratch->b;
-  auto& d = scratch->d;
-  ReadOperand(b, p.a, p.site, a);
-  ReadOperand(b, p.b, p.site, bt);
+  static thread_local const auto workspace = std::make_unique<Workspace>();
+  auto& [a, bt, d] = *workspace;
+  const int columns = 2 * p.held;
+  ReadOperand(b, p.a, kRows, p.site, a);
+  ReadOperand(b, p.b, columns, p.site, bt);
   for (int i = 0; i < kThreads; ++i) {
     const float* x = held(i);
-    for (int j = 0; j < kHeld; ++j) d[Row(i, j)][Column(i, j)] = x[j];
+    for (int j = 0; j < p.held; ++j) d[Row(i, j)][Column(i, j)] = x[j];
   }
   for (int m = 0; m < kRows; ++m) {
     for (int k = 0; k < kDepth; ++k) {
-      for (int n = 0; n < kColumns; ++n) d[m][n] += a[k][m] * bt[k][n];
+      for (int n = 0; n < columns; ++n) d[m][n] += a[k][m] * bt[k][n];
     }
   }
   for (int i = 0; i < kThreads; ++i) {
     float* x = held(i);
-    for (int j = 0; j < kHeld; ++j) x[j] = d[Row(i, j)][Column(i, j)];
+    for (int j = 0; j < p.held; ++j) x[j] = d[Row(i, j)][Column(i, j)];
   }
 }
 
@@ -84,8 +84,8 @@ void Finish(BlockState& b, uint32_t group, WarpgroupProduct& p) {
            [&](int i) { return FindPending(Member(b, group, i).products, p.d[i])->value.data(); });
 }
 
-bool AllNan(const float* d) {
-  for (int j = 0; j < kHeld; ++j) {
+bool AllNan(const float* d, int held) {
+  for (int j = 0; j < held; ++j) {
     if (!std::isnan(d[j])) return false;
   }
   return true;
@@ -112,7 +112,7 @@ uint64_t MakeDescriptor(const void* tile, uint32_t stride_bytes, Site site) {
 
 void FenceProducts() { CurrentBlock().Self().products.fenced = true; }
 
-void MultiplyWarpgroup(float* d, uint64_t a, uint64_t b, Site site) {
+void MultiplyWarpgroup(float* d, int held, uint64_t a, uint64_t b, Site site) {
   BlockState& block = CurrentBlock();
   ThreadState& self = block.Self();
   const uint32_t group = self.linear / kThreads;
@@ -133,6 +133,7 @@ void MultiplyWarpgroup(float* d, uint64_t a, uint64_t b, Site site) {
   if (state.arrived == 0) {
     meeting.a = a;
     meeting.b = b;
+    meeting.held = held;
     meeting.site = site;
     meeting.done = false;
   } else if (!(meeting.site == site)) {
@@ -145,10 +146,10 @@ void MultiplyWarpgroup(float* d, uint64_t a, uint64_t b, Site site) {
   const bool lazy = CurrentPolicy().lazy;
   if (lazy) {
     if (!pending) {
-      own.pending.push_back({d, {}, 0});
+      own.pending.push_back({d, {}, held, 0});
       pending = &own.pending.back();
-      memcpy(pending->value.data(), d, sizeof pending->value);
-      memset(d, 0xff, sizeof pending->value);
+      memcpy(pending->value.data(), d, held * sizeof *d);
+      memset(d, 0xff, held * sizeof *d);
     }
     pending->last = own.issued;
   }
@@ -194,8 +195,9 @@ void WaitProducts(int pending, Site site) {
       ++i;
       continue;
     }
-    if (!AllNan(p.d)) Fail(site, "wgmma: accumulators were written while a product was under way");
-    memcpy(p.d, p.value.data(), sizeof p.value);
+    if (!AllNan(p.d, p.held))
+      Fail(site, "wgmma: accumulators were written while a product was under way");
+    memcpy(p.d, p.value.data(), p.held * sizeof *p.d);
     p = q.pending.back();
     q.pending.pop_back();
   }

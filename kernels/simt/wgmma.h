@@ -22,8 +22,6 @@ struct WarpgroupProduct {
   std::array<float*, 128> d{};  // of each thread
   Site site;
   bool done = false;
-
-  int columns() const { return 64; }  // rows of b
 };
 
 struct WarpgroupState {

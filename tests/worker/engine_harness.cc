@@ -59,7 +59,7 @@ absl::StatusOr<std::unique_ptr<EngineHarness>> EngineHarness::Create(const Check
       if (harness->has_family_[f]) pages[f] = kMostPages;
     }
     RETURN_IF_ERROR(runner->AllocateKv(pages));
-    harness->samplers_.push_back(runner->CreateSampler(comm, spec.vocab));
+    ASSIGN_OR_RETURN(harness->samplers_.emplace_back(), runner->CreateSampler(comm, spec.vocab));
     harness->runners_.push_back(std::move(runner));
   }
   return harness;

@@ -123,7 +123,8 @@ class FakeModelRunner final : public ModelRunner {
     return {sampled_ids_.data(), static_cast<int32_t>(sampled_ids_.size() / 2)};
   }
   Stream& stream() override { return *stream_; }
-  std::unique_ptr<Sampler> CreateSampler(Communicator& comm, int64_t vocab) override;
+  absl::StatusOr<std::unique_ptr<Sampler>> CreateSampler(Communicator& comm,
+                                                         int64_t vocab) override;
   const std::string& resolved_arith() const override { return arith_; }
   void set_probe(Probe) override {}
 
@@ -262,7 +263,8 @@ class FakeSampler final : public Sampler {
   Communicator& comm_;
 };
 
-inline std::unique_ptr<Sampler> FakeModelRunner::CreateSampler(Communicator& comm, int64_t) {
+inline absl::StatusOr<std::unique_ptr<Sampler>> FakeModelRunner::CreateSampler(Communicator& comm,
+                                                                               int64_t) {
   return std::make_unique<FakeSampler>(comm);
 }
 

@@ -3,8 +3,12 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
+#include <cstring>
 #include <limits>
 #include <random>
+
+#include "kernels/sampling/token_weight.h"
+#include "worker/sampler_filter.h"
 
 namespace lapidary {
 namespace {
@@ -41,6 +45,43 @@ TEST(SamplerMath, OrderKeysOrder) {
   }
   EXPECT_EQ(OrderKey(-0.0f), OrderKey(0.0f));
   EXPECT_LT(OrderKey(kNan), OrderKey(-kInfinity));
+}
+
+// What kernels compute, one logit at a time, are the same bits.
+TEST(SamplerMath, KernelsHaveTheSameWeightsAndKeys) {
+  std::mt19937 random(9);
+  std::vector<float> values = {kNan, -kNan, kInfinity, -kInfinity, 0.0f, -0.0f, 1e-40f, -1e-40f};
+  for (int i = 0; i < 300000; ++i) values.push_back(-1e-4f * static_cast<float>(i));
+  for (int i = 0; i < 300000; ++i) {
+    const auto bits = static_cast<uint32_t>(random());
+    float any;
+    std::memcpy(&any, &bits, 4);
+    values.push_back(any);
+  }
+  std::vector<int64_t> weights(values.size());
+  for (const float max : {0.0f, 7.3f, 3e38f, kInfinity}) {
+    for (const float temperature : {1e-5f, 0.3f, 1.0f, 77.0f, 1e6f}) {
+      const Softmax softmax = MakeSoftmax(max, temperature);
+      ComputeWeights(values.data(), std::ssize(values), softmax, weights.data());
+      for (size_t i = 0; i < values.size(); ++i) {
+        ASSERT_EQ(TokenWeight(values[i], softmax.max, softmax.scale), weights[i])
+            << values[i] << ", max " << max << ", temperature " << temperature;
+      }
+    }
+  }
+  for (float v : values) {
+    ASSERT_EQ(TokenKey(v), OrderKey(v)) << v;
+    if (v == v) {
+      ASSERT_EQ(ValueOfKey(TokenKey(v)), v);
+    }
+  }
+  EXPECT_EQ(kKeyOfMinusInfinity, OrderKey(-kInfinity));
+  EXPECT_EQ(kKeyOfInfinity, OrderKey(kInfinity));
+  for (const double top_p : {0.0, 1e-9, 0.3, 0.95, 0.9999999}) {
+    for (const int64_t mass : {int64_t{0}, int64_t{1}, kWeightOne, kWeightOne << 18}) {
+      EXPECT_EQ(TopPMass(top_p, mass), TopPTarget(top_p, mass));
+    }
+  }
 }
 
 TEST(SamplerMath, VectorsAndRemaindersAgree) {

@@ -1,6 +1,7 @@
 #include "worker/cuda/cuda_memory.h"
 
 #include "absl/strings/str_format.h"
+#include "common/status_macros.h"
 #include "worker/cuda/cuda_status.h"
 
 namespace lapidary {
@@ -27,6 +28,13 @@ absl::StatusOr<DeviceBuffer> DeviceBuffer::Allocate(int64_t bytes, std::string_v
   RETURN_IF_CUDA_ERROR(absl::StrFormat("memory for %s", what), error);
   buffer.bytes_ = bytes;
   return buffer;
+}
+
+absl::Status DeviceBuffer::Reserve(int64_t bytes, std::string_view what) {
+  if (bytes <= bytes_) return absl::OkStatus();
+  Free();  // first, so that both need not fit
+  ASSIGN_OR_RETURN(*this, Allocate(bytes, what));
+  return absl::OkStatus();
 }
 
 void DeviceBuffer::Free() {
@@ -58,6 +66,13 @@ absl::StatusOr<PinnedBuffer> PinnedBuffer::Allocate(int64_t bytes, std::string_v
   RETURN_IF_CUDA_ERROR(absl::StrFormat("mapping of %s", what),
                        cudaHostGetDevicePointer(&buffer.device_data_, buffer.data_, 0));
   return buffer;
+}
+
+absl::Status PinnedBuffer::Reserve(int64_t bytes, std::string_view what) {
+  if (bytes <= bytes_) return absl::OkStatus();
+  Free();
+  ASSIGN_OR_RETURN(*this, Allocate(bytes, what));
+  return absl::OkStatus();
 }
 
 void PinnedBuffer::Free() {

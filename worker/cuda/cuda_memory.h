@@ -15,6 +15,8 @@ class DeviceBuffer {
  public:
   // RESOURCE_EXHAUSTED says for what, how much, and how much is free. bytes == 0: a null buffer.
   static absl::StatusOr<DeviceBuffer> Allocate(int64_t bytes, std::string_view what);
+  // At least `bytes`; what was there is lost if it has to grow. Nobody may use it any more.
+  absl::Status Reserve(int64_t bytes, std::string_view what);
   DeviceBuffer() = default;
   ~DeviceBuffer() { Free(); }
   DeviceBuffer(DeviceBuffer&& other) noexcept { *this = std::move(other); }
@@ -37,6 +39,8 @@ class DeviceBuffer {
 class PinnedBuffer {
  public:
   static absl::StatusOr<PinnedBuffer> Allocate(int64_t bytes, std::string_view what);
+  // At least `bytes`; what was there is lost if it has to grow. Nobody may use it any more.
+  absl::Status Reserve(int64_t bytes, std::string_view what);
   PinnedBuffer() = default;
   ~PinnedBuffer() { Free(); }
   PinnedBuffer(PinnedBuffer&& other) noexcept { *this = std::move(other); }

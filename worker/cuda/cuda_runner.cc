@@ -48,6 +48,7 @@ class CudaModelRunner final : public ModelRunner {
                     const std::function<void(int64_t, int64_t)>& progress) {
     ASSIGN_OR_RETURN(const Chip chip, ThisChip());
     arith_ = absl::StrFormat("sm_%d", chip.compute_capability);
+    processors_ = chip.processors;
     if (options.arith != "auto" && !options.arith.empty() && options.arith != arith_) {
       return absl::InvalidArgumentError(absl::StrFormat(
           "arithmetic \"%s\" is a CPU's; on this GPU it is %s", options.arith, arith_));
@@ -73,7 +74,7 @@ class CudaModelRunner final : public ModelRunner {
   }
 
   int64_t weights_bytes() const override { return backend_->weights_bytes(); }
-  int64_t workspace_bytes() const override { return backend_->workspace_bytes(); }
+  int64_t workspace_bytes() const override { return backend_->workspace_bytes() + sampler_bytes_; }
   // What is left, less what graphs, libraries and fragments will want.
   int64_t default_kv_bytes() const override {
     size_t free = 0, total = 0;
@@ -91,8 +92,14 @@ class CudaModelRunner final : public ModelRunner {
   void EnqueueLogits(int64_t first_row) override { forward_->EnqueueLogits(first_row); }
   Stream& stream() override { return *stream_; }
   SampledIds sampled_ids() override { return backend_->sampled_ids(); }
-  std::unique_ptr<Sampler> CreateSampler(Communicator&, int64_t vocab) override {
-    return CudaSampler::Create(*stream_, comm_.get(), vocab, max_logits_rows_);
+  absl::StatusOr<std::unique_ptr<Sampler>> CreateSampler(Communicator&, int64_t vocab) override {
+    CudaSamplerConfig config;
+    config.vocab = vocab;
+    config.max_rows = max_logits_rows_;
+    config.processors = processors_;
+    ASSIGN_OR_RETURN(auto sampler, CudaSampler::Create(comm_.get(), config));
+    sampler_bytes_ = sampler->device_bytes();
+    return absl::StatusOr<std::unique_ptr<Sampler>>(std::move(sampler));
   }
   const std::string& resolved_arith() const override { return arith_; }
   void set_probe(Probe probe) override { forward_->set_probe(std::move(probe)); }
@@ -120,6 +127,8 @@ class CudaModelRunner final : public ModelRunner {
 
   std::string arith_;
   int max_logits_rows_ = 1;
+  int processors_ = 1;
+  int64_t sampler_bytes_ = 0;
   std::atomic<bool> lost_{false};
   std::unique_ptr<CudaStream> stream_;
   std::unique_ptr<NcclCommunicator> comm_;  // null: one rank
