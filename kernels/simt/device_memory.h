@@ -10,6 +10,7 @@
 namespace lapidary::simt {
 
 [[noreturn]] void StopMisaligned(const void* p, size_t bytes, Site site);
+[[noreturn]] void StopOutside(size_t offset, size_t bytes, Site site);  // of shared memory
 
 // Counts a request, and looks at what can be looked at cheaply.
 LAPIDARY_SIMT_INTERNAL inline void NoteAccess(const void* p, size_t bytes, Access kind, Site site) {
@@ -19,8 +20,7 @@ LAPIDARY_SIMT_INTERNAL inline void NoteAccess(const void* p, size_t bytes, Acces
   const size_t offset = address - reinterpret_cast<uintptr_t>(block.shared);
   if (offset < kArenaBytes) {
     if (offset + bytes > block.shared_used) {
-      Fail(site, "access of %zu bytes at %zu of %zu bytes of shared memory", bytes, offset,
-           block.shared_used);
+      StopOutside(offset, bytes, site);
     }
   } else if (kind == Access::kRead) {
     block.bytes_read += static_cast<int64_t>(bytes);

@@ -204,7 +204,7 @@ void Wake(uint32_t thread) { SetReady(*current_block, thread / kLanes, 1u << thr
 void WakeLanes(uint32_t warp, uint32_t lanes) { SetReady(*current_block, warp, lanes); }
 
 void FailBlock(Site site, const char* format, ...) {
-  char what[512];
+  char what[1000];
   va_list arguments;
   va_start(arguments, format);
   vsnprintf(what, sizeof what, format, arguments);
@@ -235,6 +235,11 @@ void StopBlock(Site site) { FailBlock(site, "__trap"); }
 
 void StopMisaligned(const void* p, size_t bytes, Site site) {
   FailBlock(site, "misaligned access of %zu bytes at %p", bytes, p);
+}
+
+void StopOutside(size_t offset, size_t bytes, Site site) {
+  FailBlock(site, "access of %zu bytes at %zu of %zu bytes of shared memory", bytes, offset,
+            current_block->shared_used);
 }
 
 void AbandonBlock() { Abandon(*current_block); }

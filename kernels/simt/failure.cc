@@ -27,23 +27,24 @@ Captured& Capturing() {
 }  // namespace
 
 void Fail(Site site, const char* format, ...) {
-  char what[768];
+  char what[1500];
   va_list arguments;
   va_start(arguments, format);
   vsnprintf(what, sizeof what, format, arguments);
   va_end(arguments);
 
-  char message[1024];
-  const char* slash = site.file ? strrchr(site.file, '/') : nullptr;
-  const char* file = slash ? slash + 1 : site.file;
-  char where[256] = "";
-  if (file) snprintf(where, sizeof where, " at %s:%d", file, site.line);
+  std::string message = what;
+  char where[200];
+  if (site.file) {
+    const char* slash = strrchr(site.file, '/');
+    message +=
+        std::string(" at ") + (slash ? slash + 1 : site.file) + ":" + std::to_string(site.line);
+  }
   if (const Thread* t = current_thread) {
     const uint3 b = t->block->index;
-    snprintf(message, sizeof message, "%s%s, kernel %s, block (%u,%u,%u) thread (%u,%u,%u)", what,
-             where, t->block->kernel, b.x, b.y, b.z, t->index.x, t->index.y, t->index.z);
-  } else {
-    snprintf(message, sizeof message, "%s%s", what, where);
+    snprintf(where, sizeof where, ", block (%u,%u,%u) thread (%u,%u,%u)", b.x, b.y, b.z, t->index.x,
+             t->index.y, t->index.z);
+    message += std::string(", kernel ") + t->block->kernel + where;
   }
 
   Captured& captured = Capturing();
@@ -55,7 +56,7 @@ void Fail(Site site, const char* format, ...) {
       print = false;
     }
   }
-  if (print && failures.size() < kPrinted) fprintf(stderr, "[simt] ERROR %s\n", message);
+  if (print && failures.size() < kPrinted) fprintf(stderr, "[simt] ERROR %s\n", message.c_str());
   failures.push_back(message);
 }
 

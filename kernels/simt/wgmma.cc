@@ -2,6 +2,7 @@
 
 #include <cmath>
 #include <cstring>
+#include <memory>
 
 #include "kernels/simt/block_state.h"
 #include "kernels/simt/failure.h"
@@ -36,11 +37,18 @@ void ReadOperand(const BlockState& b, uint64_t descriptor, Site site, Operand ou
 int Row(int i, int j) { return i / 32 * 16 + i % 32 / 4 + j / 2 % 2 * 8; }
 int Column(int i, int j) { return j / 4 * 8 + i % 4 * 2 + j % 2; }
 
+struct Scratch {
+  alignas(32) Operand a, b;
+  alignas(32) float d[kRows][kColumns];
+};
+
 // `held(i)`: the 32 accumulators of thread i.
 template <class Held>
 void Multiply(const BlockState& b, const WarpgroupProduct& p, Held held) {
-  alignas(32) static thread_local Operand a, bt;
-  alignas(32) static thread_local float d[kRows][kColumns];
+  // Not thread_local itself: a library that is opened late has room for few such bytes.
+  static thread_local const auto scratch = std::make_unique<Scratch>();
+  Operand &a = scratch->a, &bt = scratch->b;
+  auto& d = scratch->d;
   ReadOperand(b, p.a, p.site, a);
   ReadOperand(b, p.b, p.site, bt);
   for (int i = 0; i < kThreads; ++i) {

@@ -21,6 +21,8 @@ struct WarpgroupProduct {
   std::array<float*, 128> d{};  // 32 accumulators of each thread
   Site site;
   bool done = false;
+
+  int columns() const { return 64; }  // rows of b
 };
 
 struct WarpgroupState {

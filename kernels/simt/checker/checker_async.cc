@@ -88,7 +88,8 @@ bool BlockChecker::Fenced(const Cell& cell, uint32_t reader) {
 template <class F>
 void BlockChecker::ForOperandChunks(const WarpgroupProduct& product, F f) {
   for (const bool is_b : {false, true}) {
-    for (int row = 0; row < 64; ++row) {
+    const int rows = is_b ? product.columns() : 64;
+    for (int row = 0; row < rows; ++row) {
       for (int k = 0; k < 16; k += 8) {
         const uint32_t offset = OperandOffset(is_b ? product.b : product.a, row, k);
         if (offset + 16 <= block_->shared_used) f(offset, is_b, row);

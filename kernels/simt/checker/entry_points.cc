@@ -84,6 +84,10 @@ void __tsan_atomic_signal_fence(int) {}
   int __tsan_atomic##bits##_compare_exchange_strong(T* p, T* e, T v, int, int) {                 \
     return __atomic_compare_exchange_n(p, e, v, false, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST);      \
   }                                                                                              \
+  T __tsan_atomic##bits##_compare_exchange_val(T* p, T e, T v, int, int) {                       \
+    __atomic_compare_exchange_n(p, &e, v, false, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST);            \
+    return e;                                                                                    \
+  }                                                                                              \
   int __tsan_atomic##bits##_compare_exchange_weak(T* p, T* e, T v, int, int) {                   \
     return __atomic_compare_exchange_n(p, e, v, false, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST);      \
   }

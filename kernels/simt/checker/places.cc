@@ -2,8 +2,10 @@
 
 #include <dlfcn.h>
 
+#include <array>
 #include <cstdio>
 #include <cstring>
+#include <memory>
 #include <mutex>
 #include <unordered_map>
 #include <vector>
@@ -62,8 +64,8 @@ uint32_t PlaceId(Site site, const void* pc) {
     uint64_t key = 0;
     uint32_t id = 0;
   };
-  static thread_local Recent recent[256];
-  Recent& r = recent[(key ^ key >> 11) % 256];
+  static thread_local const auto recent = std::make_unique<std::array<Recent, 256>>();
+  Recent& r = (*recent)[(key ^ key >> 11) % 256];
   if (r.key == key && r.id != 0) return r.id;
   Table& table = Places();
   std::lock_guard lock(table.mu);
