@@ -7,6 +7,7 @@
 # lapidary_kernels(SRCS a.cu ...)            adds device sources (of the calling folder)
 # lapidary_kernel_test(SRCS a_cuda_test.cc)  adds host tests of kernels: they run under emulation
 #                                            (plain and checked) and, in gpu_conformance, on a GPU
+# lapidary_kernel_bench(SRCS a_cuda_bench.cc) adds a Google Benchmark binary for a machine with a GPU
 set(LAPIDARY_CUDA AUTO CACHE STRING "Build the CUDA backend: AUTO, ON or OFF")
 set_property(CACHE LAPIDARY_CUDA PROPERTY STRINGS AUTO ON OFF)
 set(LAPIDARY_CUDA_CHIPS "80;89;90a;100a;120a" CACHE STRING "Chips that nvcc compiles for")
@@ -29,6 +30,8 @@ if(NOT LAPIDARY_HAVE_CUDA)
   function(lapidary_kernels)
   endfunction()
   function(lapidary_kernel_test)
+  endfunction()
+  function(lapidary_kernel_bench)
   endfunction()
   return()
 endif()
@@ -66,4 +69,11 @@ function(lapidary_kernel_test)
   foreach(source ${ARG_SRCS})
     set_property(GLOBAL APPEND PROPERTY LAPIDARY_KERNEL_TESTS ${CMAKE_CURRENT_SOURCE_DIR}/${source})
   endforeach()
+endfunction()
+
+function(lapidary_kernel_bench)
+  cmake_parse_arguments(ARG "" "" "SRCS" ${ARGN})
+  list(GET ARG_SRCS 0 first)
+  get_filename_component(name ${first} NAME_WE)
+  lapidary_bench(NAME ${name} SRCS ${ARG_SRCS} DEPS lapidary_kernels_cuda)
 endfunction()
