@@ -4,7 +4,12 @@
 // On K = V layers (no v columns) the value is the norm of the raw key, taken before the key is
 // touched. fp32 inside; the packed query is rounded once (bf16), what goes into a page once.
 //
+// e4m3 pages: scale = largest of what is stored / 448, of the key and of the value (kFolded: of
+// both together); 1 for zeros, NaN when a number is not finite.
+//
+// head_dim: even, up to 1024. Pages and offsets: multiples of 16 bytes. Out of place.
 // Errors: cudaErrorInvalidValue for a bad size, else the launch's own. tokens == 0 is a no-op.
+// Ran on: emulation; no GPU yet
 #pragma once
 #include <cuda_bf16.h>
 #include <cuda_runtime_api.h>
@@ -34,9 +39,10 @@ struct NormRopeWriteParams {
   int pairs = 0;                   // columns i and i + head_dim / 2 turn
 
   __nv_bfloat16* query = nullptr;  // [tokens, q_heads, layout.score_columns()]
-  // Page of each token in the family's pool; < 0: a padding token, nothing is written.
+  // Page of each token in the family's pool; < 0: a padding token, nothing is written (no query
+  // either). May be null without kv heads: then there is no padding.
   const int32_t* page_of = nullptr;    // [tokens]
-  const int32_t* positions = nullptr;  // [tokens]
+  const int32_t* positions = nullptr;  // [tokens], not read without kv heads
   uint8_t* pool = nullptr;             // page p at pool + p * page_bytes
   int64_t page_bytes = 0;
   int64_t layer_offset = 0;  // of kv head 0 of the layer inside a page

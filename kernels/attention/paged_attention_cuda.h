@@ -3,12 +3,23 @@
 // sizes run on).
 //
 //   out[t, j] = softmax_s(query[t, j] . keys[s, g(j)]) . v[s, g(j)]
-//   s from max(0, p_t - window + 1) to p_t; in a bidirectional span [b, e) around p_t also b to e-1
+//   s from max(0, p_t - window + 1) to p_t; in a bidirectional span [b, e) around p_t to e - 1 (the
+//   window still bounds it below)
 //
 // Queries come packed and scaled (norm_rope_write_cuda.h). Scores, softmax and sums are fp32;
 // softmax weights are rounded to bf16 before they meet the values (times the value's scale, for
 // e4m3 pages). Plan and launch are two calls: the plan is plain host code, sizes the workspace and
 // cuts the work; Launch allocates nothing and never synchronises.
+//
+// What no row sees is never read: pages and slots behind the window or not written yet may hold
+// anything. A row's bits depend on its query, its keys and the plan alone, not on how runs are cut
+// or what else is in the batch.
+//
+// Alignment: pages, page_bytes and layer_offset of 16 bytes; query and out of 16, out_stride of 4
+// (decode) or 8 (prefill) elements. The generic kernel takes any out_stride.
+// Errors: cudaErrorInvalidValue for a shape that a kernel does not take or a bad size, else the
+// launch's own. No rows, blocks or tokens: a no-op.
+// Ran on: emulation; no GPU yet
 #pragma once
 #include <cuda_bf16.h>
 #include <cuda_runtime_api.h>

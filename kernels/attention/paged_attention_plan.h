@@ -17,6 +17,14 @@ constexpr bool IsTunedShape(const GpuKvLayout& layout) {
          ((d == 128 && layout.rotated_pairs == 16) || (d == 512 && layout.rotated_pairs == 64));
 }
 
+// The most query heads that a kv head serves.
+constexpr int LargestGroup(const int16_t* group_begin, int kv_heads) {
+  int largest = 0;
+  for (int h = 0; h < kv_heads; ++h)
+    largest = std::max(largest, group_begin[h + 1] - group_begin[h]);
+  return largest;
+}
+
 // -- Decode.
 
 inline constexpr int kDecodeThreads = 128;

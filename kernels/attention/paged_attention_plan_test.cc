@@ -26,6 +26,13 @@ TEST(PagedAttentionPlanTest, TunedShapes) {
   EXPECT_FALSE(IsTunedShape({GpuKvType::kBf16, KvFormat::kSingle, 512, 64}));
 }
 
+TEST(PagedAttentionPlanTest, LargestGroup) {
+  const int16_t group_begin[] = {0, 3, 3, 8, 9};
+  EXPECT_EQ(LargestGroup(group_begin, 4), 5);
+  EXPECT_EQ(LargestGroup(group_begin, 1), 3);
+  EXPECT_EQ(LargestGroup(group_begin, 0), 0);
+}
+
 TEST(PagedAttentionPlanTest, SplitsShareAContextWithoutGapOrOverlap) {
   for (int pages = 1; pages <= 200; ++pages) {
     for (const int splits : {1, 2, 3, 5, 8, 31, kMaxDecodeSplits}) {

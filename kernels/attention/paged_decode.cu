@@ -142,14 +142,6 @@ __global__ void __launch_bounds__(kDecodeThreads)
   }
 }
 
-int LargestGroup(const GpuAttentionParams& p) {
-  int largest = 0;
-  for (int h = 0; h < p.kv_heads; ++h) {
-    largest = std::max(largest, p.group_begin[h + 1] - p.group_begin[h]);
-  }
-  return largest;
-}
-
 }  // namespace
 
 bool DecodeKernelTakes(const GpuKvLayout& layout, int largest_group, const Chip& chip) {
@@ -170,7 +162,8 @@ DecodePlan PlanDecode(const GpuAttentionParams& p, int rows, const Chip& chip) {
 cudaError_t LaunchPagedDecode(const GpuAttentionParams& p, const AttentionRun* runs, int rows,
                               const DecodePlan& plan, void* workspace, const Chip& chip,
                               cudaStream_t stream) {
-  const int group = p.kv_heads > 0 && p.kv_heads <= p.kMaxKvHeads ? LargestGroup(p) : 0;
+  const int group =
+      p.kv_heads > 0 && p.kv_heads <= p.kMaxKvHeads ? LargestGroup(p.group_begin, p.kv_heads) : 0;
   if (rows < 0 || group <= 0 || !DecodeKernelTakes(p.layout, group, chip) || plan.splits < 1 ||
       plan.splits > kMaxDecodeSplits || (plan.splits > 1 && workspace == nullptr) ||
       p.out_stride % 4 != 0 || p.page_bytes % 16 != 0 || p.layer_offset % 16 != 0) {

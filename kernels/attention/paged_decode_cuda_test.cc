@@ -65,7 +65,8 @@ INSTANTIATE_TEST_SUITE_P(Shapes, PagedDecodeShapeTest, testing::ValuesIn(TunedLa
 // Every instance: shapes, eights of heads, ways of copying.
 TEST_P(PagedDecodeShapeTest, MatchesTheFormula) {
   for (const std::vector<int>& groups : {std::vector<int>{8}, {2, 1}, {9, 3}}) {
-    const AttentionWorld world({.layout = GetParam(), .groups = groups, .lengths = {1, 17, 75}});
+    const AttentionWorld world(
+        {.layout = GetParam(), .groups = groups, .lengths = {1, 15, 16, 17, 75}});
     for (const Chip& chip : DecodeChips()) {
       SCOPED_TRACE(Trace(world, chip));
       const std::vector<AttentionRun> runs = LastTokens(world);
@@ -240,7 +241,7 @@ TEST(PagedDecodeTest, ReadsEachPageOnceAndLittleElse) {
       const int64_t queries = world.q_heads() * int64_t{c.layout.score_columns()} * 2 *
                               (c.splits * DecodeStepPages(c.layout) - 1);
       EXPECT_LE(static_cast<double>(moved),
-                1.01 * static_cast<double>(least + ids + runs + queries + partial))
+                1.02 * static_cast<double>(least + ids + runs + queries + partial))
           << c.name;
     }
   }

@@ -147,14 +147,6 @@ __global__ void __launch_bounds__(P::kThreads, 1)
   if constexpr (BuiltHere<P>()) PrefillTile<P>(p);
 }
 
-int LargestGroup(const GpuAttentionParams& p) {
-  int largest = 0;
-  for (int h = 0; h < p.kv_heads; ++h) {
-    largest = std::max(largest, p.group_begin[h + 1] - p.group_begin[h]);
-  }
-  return largest;
-}
-
 // What blocks of the chip may ask for, as one of the sizes that the kernels are built for.
 int SharedClass(const Chip& chip) {
   const int large = chip.has_bulk_copy() ? kSharedBytes90 : kSharedBytes80;
@@ -193,7 +185,8 @@ void CutPrefill(const std::vector<AttentionRun>& runs, int block_tokens,
 cudaError_t LaunchPagedPrefill(const GpuAttentionParams& p, const AttentionRun* runs,
                                const PrefillBlock* blocks, int block_count, const Chip& chip,
                                cudaStream_t stream) {
-  const int group = p.kv_heads > 0 && p.kv_heads <= p.kMaxKvHeads ? LargestGroup(p) : 0;
+  const int group =
+      p.kv_heads > 0 && p.kv_heads <= p.kMaxKvHeads ? LargestGroup(p.group_begin, p.kv_heads) : 0;
   if (block_count < 0 || group <= 0 || !PrefillKernelTakes(p.layout, chip) ||
       p.out_stride % 8 != 0 || p.page_bytes % 16 != 0 || p.layer_offset % 16 != 0) {
     return cudaErrorInvalidValue;

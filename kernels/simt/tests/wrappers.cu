@@ -175,6 +175,12 @@ __global__ void Pack(const __grid_constant__ WrapperParams p) {
   if (i < p.n) static_cast<uint32_t*>(p.out)[i] = gpu::PackBf16(a[2 * i], a[2 * i + 1]);
 }
 
+__global__ void MulPairs(const __grid_constant__ WrapperParams p) {
+  const int i = static_cast<int>(blockIdx.x * blockDim.x + threadIdx.x);
+  const uint32_t *a = static_cast<const uint32_t*>(p.a), *b = static_cast<const uint32_t*>(p.b);
+  if (i < p.n) static_cast<uint32_t*>(p.out)[i] = gpu::MulBf16x2(a[i], b[i]);
+}
+
 __global__ void Integers(const __grid_constant__ WrapperParams p) {
   const int i = static_cast<int>(blockIdx.x * blockDim.x + threadIdx.x);
   if (i >= p.n) return;
@@ -342,6 +348,9 @@ cudaError_t LaunchExp2(const WrapperParams& p, cudaStream_t stream) {
 }
 cudaError_t LaunchPackBf16(const WrapperParams& p, cudaStream_t stream) {
   return Launch("pack_bf16", Pack, 128, 0, p, stream, Blocks(p.n));
+}
+cudaError_t LaunchMulBf16x2(const WrapperParams& p, cudaStream_t stream) {
+  return Launch("mul_bf16x2", MulPairs, 128, 0, p, stream, Blocks(p.n));
 }
 cudaError_t LaunchIntegers(const WrapperParams& p, cudaStream_t stream) {
   return Launch("integers", Integers, 128, 0, p, stream, Blocks(p.n));

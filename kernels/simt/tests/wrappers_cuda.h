@@ -37,6 +37,8 @@ cudaError_t LaunchCpAsyncUpTo16(const WrapperParams& p, cudaStream_t stream);
 cudaError_t LaunchExp2(const WrapperParams& p, cudaStream_t stream);
 // out[i] = PackBf16(a[2 i], a[2 i + 1]), n pairs.
 cudaError_t LaunchPackBf16(const WrapperParams& p, cudaStream_t stream);
+// out[i] = MulBf16x2(a[i], b[i]), n pairs.
+cudaError_t LaunchMulBf16x2(const WrapperParams& p, cudaStream_t stream);
 // out [n][kIntegerResults]: integer and bit functions of a [n] and b [n], see the test.
 inline constexpr int kIntegerResults = 16;
 cudaError_t LaunchIntegers(const WrapperParams& p, cudaStream_t stream);

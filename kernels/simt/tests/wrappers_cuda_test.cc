@@ -291,6 +291,18 @@ TEST_F(WrappersTest, PackBf16RoundsToNearestEven) {
   EXPECT_EQ(out, expected);
 }
 
+// Rounds once, and keeps subnormal operands: 2^120 times what an e4m3 code is as a small bf16.
+TEST_F(WrappersTest, MulBf16x2) {
+  const std::vector<uint16_t> a = {0x3f80, 0x4049, 0xbf81, 0x3f81, 0x3fff, 0x7f00,
+                                   0x0001, 0x8040, 0x0010, 0x07f0, 0x8070, 0x0080};
+  const std::vector<uint16_t> b = {0xc000, 0x3f80, 0x3f81, 0x3f83, 0x3fff, 0x4000,
+                                   0x7b80, 0x7b80, 0x7b80, 0x7b80, 0x7b80, 0x7b80};
+  const std::vector<uint16_t> expected = {0xc000, 0x4049, 0xbf82, 0x3f84, 0x407e, 0x7f80,
+                                          0x3900, 0xbc00, 0x3b00, 0x43f0, 0xbc60, 0x3c80};
+  const WrapperParams p{.a = ToDevice(a), .b = ToDevice(b), .n = static_cast<int>(a.size() / 2)};
+  EXPECT_EQ(Run(LaunchMulBf16x2, p, std::vector<uint16_t>(a.size())), expected);
+}
+
 unsigned Reverse(unsigned v) {
   unsigned r = 0;
   for (int i = 0; i < 32; ++i) r |= (v >> i & 1) << (31 - i);
