@@ -1,5 +1,7 @@
 #include "kernels/simt/report.h"
 
+#include <unistd.h>
+
 #include <cstdio>
 #include <cstdlib>
 #include <map>
@@ -18,8 +20,11 @@ struct Counts {
 Counts& AllCounts();
 
 void WriteReport() {
-  const char* path = getenv("SIMT_REPORT");
-  FILE* f = path ? fopen(path, "w") : nullptr;
+  std::string path = getenv("SIMT_REPORT");
+  if (const size_t at = path.find("%p"); at != std::string::npos) {
+    path.replace(at, 2, std::to_string(getpid()));
+  }
+  FILE* f = fopen(path.c_str(), "w");
   if (!f) return;
   fprintf(f, "[");
   const char* separator = "\n";

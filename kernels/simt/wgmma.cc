@@ -136,7 +136,7 @@ void MultiplyWarpgroup(float* d, uint64_t a, uint64_t b, Site site) {
     meeting.site = site;
     meeting.done = false;
   } else if (!(meeting.site == site)) {
-    FailBlock(site, "wgmma: other threads of the warpgroup are at line %d", meeting.site.line);
+    FailBlock(site, "wgmma: other threads of the warpgroup are at %s", At(meeting.site).text);
   } else if (meeting.a != a || meeting.b != b) {
     FailBlock(site, "wgmma: the descriptors differ between threads of the warpgroup");
   }
