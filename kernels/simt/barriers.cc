@@ -52,7 +52,7 @@ void BlockBarrier(Site site) {
   } else if (barrier.wanted != 0) {
     Fail(site, "barrier 0 is in use with a count of %u threads", barrier.wanted);
   } else if (!(barrier.site == site)) {
-    Fail(site, "divergent __syncthreads: others wait at line %d", barrier.site.line);
+    Fail(site, "divergent __syncthreads: others wait at %s", At(barrier.site).text);
   }
   Arrive(b, barrier, true);
 }
@@ -81,14 +81,14 @@ void NamedBarrier(int id, int threads, bool wait, Site site) {
     barrier.wanted = static_cast<uint32_t>(threads);
     barrier.warps.assign(b.warps.size(), {});
   } else if (barrier.wanted != static_cast<uint32_t>(threads)) {
-    Fail(site, "barrier %d: a count of %d threads, line %d gave %u", id, threads, barrier.site.line,
+    Fail(site, "barrier %d: a count of %d threads, %s gave %u", id, threads, At(barrier.site).text,
          barrier.wanted);
   }
   BarrierState::WarpPart& part = barrier.warps[warp];
   if (part.lanes == 0) {
     part.site = site;
   } else if (!(part.site == site)) {
-    Fail(site, "barrier %d: other lanes of the warp are at line %d", id, part.site.line);
+    Fail(site, "barrier %d: other lanes of the warp are at %s", id, At(part.site).text);
   }
   const uint32_t bit = 1u << current_thread->lane;
   if (part.lanes & bit) Fail(site, "barrier %d: the thread arrives twice in one phase", id);
@@ -117,8 +117,8 @@ std::string DescribeBarriers(const BlockState& b) {
     const BarrierState& barrier = b.barriers[i];
     if (barrier.arrived == 0) continue;
     char line[200];
-    snprintf(line, sizeof line, "\n    barrier %d: %u of %u threads have come, first from line %d",
-             i, barrier.arrived, barrier.wanted ? barrier.wanted : b.live, barrier.site.line);
+    snprintf(line, sizeof line, "\n    barrier %d: %u of %u threads have come, first from %s", i,
+             barrier.arrived, barrier.wanted ? barrier.wanted : b.live, At(barrier.site).text);
     text += line;
   }
   return text;

@@ -70,6 +70,7 @@ struct BlockState : Block {
   uint32_t ready_warps = 0;
   int64_t spins = 0;  // since something last made progress
   bool abandoned = false;
+  Order order = Order::kForward;  // the policy's, of this launch
   Random random;
   Fiber scheduler;
   FiberStacks stacks{kMaxBlockThreads};

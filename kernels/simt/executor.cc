@@ -51,7 +51,7 @@ uint32_t Highest(uint32_t bits) { return 31 - static_cast<uint32_t>(__builtin_cl
 // The runnable thread that follows lane `lane` of warp `warp` in the policy's order; null: none.
 ThreadState* PickNext(BlockState& b, uint32_t warp, uint32_t lane) {
   if (b.ready_warps == 0) return nullptr;
-  const Order order = CurrentPolicy().order;
+  const Order order = b.order;
   if (order == Order::kRandom && (b.random.Next() & 7) == 0) {
     warp = b.random.Below(b.warps.size());
     lane = b.random.Below(kLanes);
@@ -165,7 +165,7 @@ void RunBlock(BlockState& b, uint3 index, size_t shared_limit) {
     b.warps[t.warp].live |= 1u << t.lane;
   }
   if (monitor) monitor->BlockBegin();
-  const Order order = CurrentPolicy().order;
+  const Order order = b.order;
   const uint32_t first = order == Order::kForward   ? 0
                          : order == Order::kReverse ? b.thread_count - 1
                                                     : b.random.Below(b.thread_count);
@@ -251,6 +251,7 @@ void RunGrid(const Grid& grid, const KernelBody& body) {
   BlockState& b = *own;
   current_block = &b;
   b.random = Random(CurrentPolicy().seed);
+  b.order = CurrentPolicy().order;
   b.kernel = grid.name.c_str();
   b.size = grid.threads;
   b.grid = grid.blocks;
@@ -262,7 +263,7 @@ void RunGrid(const Grid& grid, const KernelBody& body) {
   PrepareThreads(b, grid);
   if (monitor) monitor->LaunchBegin(b.kernel);
   const uint64_t blocks = uint64_t{grid.blocks.x} * grid.blocks.y * grid.blocks.z;
-  const Order order = CurrentPolicy().order;
+  const Order order = b.order;
   const uint64_t step = order == Order::kRandom ? RandomStep(b.random, blocks) : 1;
   const int failures = FailureCount();
   uint64_t ran = 0;

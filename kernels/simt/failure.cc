@@ -26,6 +26,17 @@ Captured& Capturing() {
 
 }  // namespace
 
+SiteText At(Site site) {
+  SiteText t;
+  const char* slash = site.file ? strrchr(site.file, '/') : nullptr;
+  snprintf(t.text, sizeof t.text, "%s:%d",
+           slash       ? slash + 1
+           : site.file ? site.file
+                       : "?",
+           site.line);
+  return t;
+}
+
 void Fail(Site site, const char* format, ...) {
   char what[1500];
   va_list arguments;
@@ -35,11 +46,7 @@ void Fail(Site site, const char* format, ...) {
 
   std::string message = what;
   char where[200];
-  if (site.file) {
-    const char* slash = strrchr(site.file, '/');
-    message +=
-        std::string(" at ") + (slash ? slash + 1 : site.file) + ":" + std::to_string(site.line);
-  }
+  if (site.file) message += std::string(" at ") + At(site).text;
   if (const Thread* t = current_thread) {
     const uint3 b = t->block->index;
     snprintf(where, sizeof where, ", block (%u,%u,%u) thread (%u,%u,%u)", b.x, b.y, b.z, t->index.x,

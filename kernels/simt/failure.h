@@ -8,6 +8,12 @@
 
 namespace lapidary::simt {
 
+// "file.cu:12". No destructor: it may stand where a block is abandoned.
+struct SiteText {
+  char text[80];
+};
+SiteText At(Site site);
+
 // Records a mistake of the thread that runs (or of the block, when none does).
 void Fail(Site site, const char* format, ...) __attribute__((format(printf, 2, 3)));
 

@@ -181,10 +181,10 @@ std::string DescribeMbarriers(const BlockState& b) {
     char line[256];
     snprintf(line, sizeof line,
              "\n    mbarrier at %td: phase %u, %u of %u arrivals missing, %ld of %ld bytes; %zu "
-             "threads wait, thread %u for parity %u",
+             "threads wait, thread %u for parity %u (%s)",
              static_cast<const unsigned char*>(m.address) - b.shared, m.phase, m.pending,
              m.arrivals, static_cast<long>(m.issued), static_cast<long>(m.expected),
-             m.waiters.size(), m.waiters[0].thread, m.waiters[0].phase & 1);
+             m.waiters.size(), m.waiters[0].thread, m.waiters[0].phase & 1, At(m.last).text);
     text += line;
   }
   return text;

@@ -62,10 +62,10 @@ class Monitor {
                            Site site) = 0;
   virtual void OnBulkDone(void* target, size_t bytes, const void* barrier) = 0;
 
-  // -- A warpgroup's product reads its operands from the issue on until all threads have waited.
-  // `index`: in the group's order of issue.
+  // -- A warpgroup's product reads its operands from the issue on until all warps have waited,
+  // which is told thread by thread. `index`: in the group's order of issue.
   virtual void OnProductIssue(uint32_t group, size_t index, const WarpgroupProduct& product) = 0;
-  virtual void OnProductWait(uint32_t group, size_t index, const WarpgroupProduct& product) = 0;
+  virtual void OnProductWait(uint32_t thread, size_t index, const WarpgroupProduct& product) = 0;
 
   // -- report.h
   virtual void WantTraffic(bool wanted) = 0;

@@ -20,9 +20,7 @@ struct Counts {
 Counts& AllCounts();
 
 void WriteReport() {
-  const char* const wanted = getenv("SIMT_REPORT");
-  if (!wanted) return;
-  std::string path = wanted;
+  std::string path = getenv("SIMT_REPORT");
   if (const size_t at = path.find("%p"); at != std::string::npos) {
     path.replace(at, 2, std::to_string(getpid()));
   }

@@ -3,8 +3,7 @@
 // Bytes are those of the wrappers of kernels/gpu.h (Load, Store, LoadOnce16, CpAsync16,
 // BulkCopyToShared). Plain accesses count in the checked flavour alone.
 //
-// SIMT_REPORT=path writes the counts there as JSON when the process ends; %p in it stands for the
-// process id.
+// SIMT_REPORT=path writes the counts there as JSON when the process ends (%p: its id).
 #pragma once
 #include <cstdint>
 #include <string>

@@ -18,8 +18,8 @@ Meeting& FindMeeting(WarpState& warp, uint32_t mask, uint32_t self, Site site) {
     } else if (m.mask == mask) {
       same = &m;
     } else if ((m.mask & warp.live & self) && (m.arrived & mask)) {  // each waits for the other
-      FailBlock(site, "lanes meet with different masks: %08x here, %08x at line %d", mask, m.mask,
-                m.site.line);
+      FailBlock(site, "lanes meet with different masks: %08x here, %08x at %s", mask, m.mask,
+                At(m.site).text);
     }
   }
   if (same) return *same;
@@ -55,10 +55,10 @@ void Meet(uint32_t mask, Site site, void* operand, Completion complete, bool ali
     m.complete = complete;
     m.aligned = aligned;
   } else if (m.mask != mask) {
-    FailBlock(site, "lanes meet with different masks: %08x here, %08x at line %d", mask, m.mask,
-              m.site.line);
+    FailBlock(site, "lanes meet with different masks: %08x here, %08x at %s", mask, m.mask,
+              At(m.site).text);
   } else if (m.complete != complete) {
-    FailBlock(site, "lanes of mask %08x meet at different operations: line %d", mask, m.site.line);
+    FailBlock(site, "lanes of mask %08x meet at different operations: %s", mask, At(m.site).text);
   }
   warp.operand[self.lane] = operand;
   m.arrived |= bit;
@@ -83,8 +83,8 @@ void MeetWarp(Site site, void* operand, Completion complete) {
   }
   Meeting& m = warp.whole;
   if (m.arrived != 0 && !(m.site == site && m.complete == complete)) {
-    FailBlock(site, "an instruction for the whole warp, but other lanes are at line %d",
-              m.site.line);
+    FailBlock(site, "an instruction for the whole warp, but other lanes are at %s",
+              At(m.site).text);
   }
   Meet(0xffffffffu, site, operand, complete, true);
 }
@@ -117,8 +117,8 @@ std::string DescribeMeetings(const BlockState& b) {
     auto describe = [&](const Meeting& m) {
       if (m.arrived == 0 || shown++ >= 6) return;
       char line[200];
-      snprintf(line, sizeof line, "\n    warp %zu: lanes %08x wait at line %d for lanes %08x", w,
-               m.arrived, m.site.line, m.mask & warp.live & ~m.arrived);
+      snprintf(line, sizeof line, "\n    warp %zu: lanes %08x wait at %s for lanes %08x", w,
+               m.arrived, At(m.site).text, m.mask & warp.live & ~m.arrived);
       text += line;
     };
     describe(warp.whole);

@@ -8,6 +8,7 @@
 #include "kernels/simt/failure.h"
 #include "kernels/simt/monitor.h"
 #include "kernels/simt/shared_memory.h"
+#include "kernels/simt/warp.h"
 
 namespace lapidary::simt {
 namespace {
@@ -137,7 +138,7 @@ void MultiplyWarpgroup(float* d, int held, uint64_t a, uint64_t b, Site site) {
     meeting.site = site;
     meeting.done = false;
   } else if (!(meeting.site == site)) {
-    FailBlock(site, "wgmma: other threads of the warpgroup are at line %d", meeting.site.line);
+    FailBlock(site, "wgmma: other threads of the warpgroup are at %s", At(meeting.site).text);
   } else if (meeting.a != a || meeting.b != b) {
     FailBlock(site, "wgmma: the descriptors differ between threads of the warpgroup");
   }
@@ -173,9 +174,9 @@ void CommitProducts() {
   q.group_end.push_back(q.issued);
 }
 
-void WaitProducts(int pending, Site site) {
-  BlockState& b = CurrentBlock();
-  ThreadState& self = b.Self();
+namespace {
+
+void FinishWait(BlockState& b, ThreadState& self, int pending, Site site) {
   WgmmaQueue& q = self.products;
   if (q.group_end.size() <= static_cast<size_t>(pending)) return;
   const size_t groups = q.group_end.size() - static_cast<size_t>(pending);
@@ -186,7 +187,7 @@ void WaitProducts(int pending, Site site) {
   WarpgroupState& state = b.warpgroups[group];
   for (size_t i = q.waited; i < end; ++i) {
     if (CurrentPolicy().lazy) Finish(b, group, state.products[i]);
-    if (monitor) monitor->OnProductWait(group, i, state.products[i]);
+    if (monitor) monitor->OnProductWait(self.linear, i, state.products[i]);
   }
   q.waited = end;
   for (size_t i = 0; i < q.pending.size();) {
@@ -202,6 +203,19 @@ void WaitProducts(int pending, Site site) {
     q.pending.pop_back();
   }
   q.fenced = false;
+}
+
+}  // namespace
+
+// One instruction of the whole warp: once a lane has waited, all have.
+void WaitProducts(int pending, Site site) {
+  MeetWarp(site, &pending, [](void** pending_of, uint32_t, Site where) {
+    BlockState& b = CurrentBlock();
+    const uint32_t first = current_thread->warp * kLanes;
+    for (uint32_t lane = 0; lane < kLanes; ++lane) {
+      FinishWait(b, b.threads[first + lane], *static_cast<int*>(pending_of[lane]), where);
+    }
+  });
 }
 
 void CheckProductsAtExit(ThreadState& thread) {

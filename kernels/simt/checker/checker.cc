@@ -13,16 +13,6 @@
 namespace lapidary::simt {
 namespace {
 
-std::string Text(const char* format, ...) __attribute__((format(printf, 1, 2)));
-std::string Text(const char* format, ...) {
-  char text[300];
-  va_list arguments;
-  va_start(arguments, format);
-  vsnprintf(text, sizeof text, format, arguments);
-  va_end(arguments);
-  return text;
-}
-
 // Constants and tables of the program: kernels may read them.
 bool InProgram(uintptr_t address) {
   struct Segments {
@@ -66,6 +56,15 @@ bool Writes(Access kind) { return kind == Access::kWrite || kind == Access::kAto
 
 }  // namespace
 
+std::string Text(const char* format, ...) {
+  char text[300];
+  va_list arguments;
+  va_start(arguments, format);
+  vsnprintf(text, sizeof text, format, arguments);
+  va_end(arguments);
+  return text;
+}
+
 BlockChecker& CurrentChecker() {
   static thread_local std::unique_ptr<BlockChecker> own;
   if (!own) own = std::make_unique<BlockChecker>();
@@ -97,6 +96,13 @@ void BlockChecker::BlockEnd() { traffic_.FlushAll(); }
 void BlockChecker::Report(const Accessor& a, const std::string& what) {
   if (!reported_.insert({a.place, what.substr(0, 24)}).second) return;
   Fail({}, "%s, by thread %u at %s", what.c_str(), a.thread, PlaceName(a.place).c_str());
+}
+
+std::string BlockChecker::NameOf(uint32_t agent) const {
+  const VectorClocks& clocks = races_.clocks();
+  if (agent < clocks.threads()) return Text("thread %u", agent);
+  if (agent < clocks.WarpAgent(0)) return "a bulk copy";
+  return Text("a wgmma of warp %u", agent - clocks.WarpAgent(0));
 }
 
 bool BlockChecker::OnAccess(const void* pointer, size_t bytes, const Accessor& a) {
@@ -143,10 +149,8 @@ void BlockChecker::VisitCells(Granule& g, CellPool& pool, uint32_t stale, uintpt
              const PastAccess* other = nullptr;
              const char* wrong = races_.Visit(cell, a, &other);
              if (!wrong) return;
-             std::string by = other->agent < block_->thread_count ? Text("thread %u", other->agent)
-                                                                  : std::string("a bulk copy");
              Report(a, Text("race: %s, %s memory at %zu; the other: %s at %s", wrong, space,
-                            static_cast<size_t>(address - base), by.c_str(),
+                            static_cast<size_t>(address - base), NameOf(other->agent).c_str(),
                             PlaceName(other->place).c_str()));
            });
 }

@@ -17,6 +17,8 @@
 
 namespace lapidary::simt {
 
+std::string Text(const char* format, ...) __attribute__((format(printf, 1, 2)));
+
 class BlockChecker {
  public:
   BlockChecker();
@@ -46,7 +48,7 @@ class BlockChecker {
   void OnBulkDone(void* target, size_t bytes, const void* barrier);
 
   void OnProductIssue(uint32_t group, const WarpgroupProduct& product);
-  void OnProductWait(uint32_t group, size_t index, const WarpgroupProduct& product);
+  void OnProductWait(uint32_t thread, size_t index, const WarpgroupProduct& product);
 
   Races& races() { return races_; }
   TrafficLog& traffic() { return traffic_; }
@@ -59,6 +61,7 @@ class BlockChecker {
   };
 
   void Report(const Accessor& a, const std::string& what);
+  std::string NameOf(uint32_t agent) const;
   bool OnLocalAccess(const unsigned char* p, const Accessor& a);
   void OnGlobalAccess(uintptr_t address, size_t bytes, const Accessor& a);
   DeviceRange* RangeOf(uintptr_t address, size_t bytes, const Accessor& a);
@@ -69,6 +72,8 @@ class BlockChecker {
   bool Fenced(const Cell& cell, uint32_t reader);
   template <class F>
   void ForOperandChunks(const WarpgroupProduct& product, F f);
+  template <class F>
+  void ForChunkCells(uint32_t offset, F f);
 
   BlockState* block_ = nullptr;
   Races races_;

@@ -17,7 +17,7 @@ void BlockChecker::RefreshMbarrier(MbarrierClock& m) {
 BlockChecker::MbarrierClock& BlockChecker::ClockOf(const void* barrier, uint32_t* agent) {
   for (size_t i = 0; i < mbarriers_.size(); ++i) {
     if (mbarriers_[i].address != barrier) continue;
-    *agent = block_->thread_count + static_cast<uint32_t>(i);
+    *agent = races_.clocks().MbarrierAgent(static_cast<uint32_t>(i));
     RefreshMbarrier(mbarriers_[i]);
     return mbarriers_[i];
   }
@@ -68,8 +68,8 @@ void BlockChecker::OnProxyFence() {
 }
 
 // Whether what a thread wrote in the ordinary way has passed a proxy fence: the writer's own since,
-// or the reader's once it knew of the write.
-bool BlockChecker::Fenced(const Cell& cell, uint32_t reader) {
+// or one of the reading warp's once it knew of the write.
+bool BlockChecker::Fenced(const Cell& cell, uint32_t warp) {
   const PastAccess& w = cell.write;
   if (w.generation < races_.block_start() || w.agent >= block_->thread_count) return true;
   auto covers = [&](const ProxyFence& f) {
@@ -77,52 +77,87 @@ bool BlockChecker::Fenced(const Cell& cell, uint32_t reader) {
            (w.generation == f.generation && f.known && (*f.known)[w.agent] >= w.epoch);
   };
   if (covers(proxy_fences_[w.agent])) return true;
-  const uint32_t first = reader / 32 * 32;
-  for (uint32_t t = first; t < first + 32; ++t) {
-    if (covers(proxy_fences_[t])) return true;
+  for (uint32_t lane = 0; lane < 32; ++lane) {
+    if (covers(proxy_fences_[warp * 32 + lane])) return true;
   }
   return false;
 }
 
-// f(offset, operand is B, row) for each 16-byte chunk that a product reads.
+// f(offset, first and last warp that reads it) for each 16-byte chunk of a product's operands: A's
+// rows are those of one warp, B's of all four.
 template <class F>
 void BlockChecker::ForOperandChunks(const WarpgroupProduct& product, F f) {
   for (const bool is_b : {false, true}) {
-    const int rows = is_b ? product.columns() : 64;
-    for (int row = 0; row < rows; ++row) {
+    const uint32_t rows = is_b ? static_cast<uint32_t>(product.columns()) : 64;
+    for (uint32_t row = 0; row < rows; ++row) {
       for (int k = 0; k < 16; k += 8) {
-        const uint32_t offset = OperandOffset(is_b ? product.b : product.a, row, k);
-        if (offset + 16 <= block_->shared_used) f(offset, is_b, row);
+        const uint32_t offset =
+            OperandOffset(is_b ? product.b : product.a, static_cast<int>(row), k);
+        if (offset + 16 > block_->shared_used) continue;
+        f(offset, is_b ? 0 : row / 16, is_b ? 3 : row / 16);
       }
     }
   }
 }
 
+template <class F>
+void BlockChecker::ForChunkCells(uint32_t offset, F f) {
+  ForCells(shared_[offset / 16], shared_cells_, races_.block_start(), races_.clocks().generation(),
+           0, 16, f);
+}
+
+// From now on the operands are being read. What was written must be known to some lane of each warp
+// that reads: the instruction is one of the whole warp.
 void BlockChecker::OnProductIssue(uint32_t group, const WarpgroupProduct& product) {
   const uint32_t place = PlaceId(product.site, nullptr);
-  ForOperandChunks(product, [&](uint32_t offset, bool is_b, int row) {
-    for (uint32_t warp = 0; warp < 4; ++warp) {
-      if (!is_b && warp != static_cast<uint32_t>(row) / 16) continue;
-      const Accessor reader{group * 128 + warp * 32, place, Access::kRead};
-      const Granule& g = shared_[offset / 16];
-      if (g.generation >= races_.block_start()) {
-        const Cell* cells = g.cell_log2 == 4 ? &g.whole : g.cells;
-        for (int i = 0; i < 16 >> g.cell_log2; ++i) {
-          if (Fenced(cells[i], reader.thread)) continue;
-          Report(reader, "FenceProxyAsync is missing between a write and the wgmma that reads it");
-          break;
-        }
-      }
-      OnSharedAccess(offset, 16, reader);
-    }
+  ForOperandChunks(product, [&](uint32_t offset, uint32_t first, uint32_t last) {
     ++read_by_products_[offset / 16];
+    for (uint32_t warp = group * 4 + first; warp <= group * 4 + last; ++warp) {
+      const Accessor reader{warp * 32, place, Access::kRead};
+      for (size_t i = offset; i < offset + 16; ++i) {
+        if (written_[i]) continue;
+        Report(reader, Text("read of shared memory that nobody has written, at %zu", i));
+        break;
+      }
+      ForChunkCells(offset, [&](Cell& cell) {
+        if (cell.in_flight) {
+          Report(reader, "race: read of bytes that an asynchronous copy still writes, by wgmma");
+          return;
+        }
+        bool known = false;
+        for (uint32_t lane = 0; lane < 32 && !known; ++lane) {
+          known = races_.WriteIsKnown(cell, warp * 32 + lane);
+        }
+        if (!known) {
+          Report(reader, Text("race: read of another thread's write without synchronisation, by "
+                              "wgmma, shared memory at %u; the other: %s at %s",
+                              offset, NameOf(cell.write.agent).c_str(),
+                              PlaceName(cell.write.place).c_str()));
+        } else if (!Fenced(cell, warp)) {
+          Report(reader, "FenceProxyAsync is missing between a write and the wgmma that reads it");
+        }
+      });
+    }
   });
   product_waits_[group].push_back(0);
 }
 
-void BlockChecker::OnProductWait(uint32_t group, size_t index, const WarpgroupProduct& product) {
+// A thread that has waited knows that its warp's part is done; when all have, the reads are past.
+void BlockChecker::OnProductWait(uint32_t thread, size_t index, const WarpgroupProduct& product) {
+  VectorClocks& clocks = races_.clocks();
+  const uint32_t group = thread / 128;
+  const uint32_t epoch = static_cast<uint32_t>(index) + 1;
+  clocks.Learn(thread, clocks.WarpAgent(thread / 32), epoch);
   if (++product_waits_[group][index] < 128) return;
-  ForOperandChunks(product, [&](uint32_t offset, bool, int) { --read_by_products_[offset / 16]; });
+  const uint32_t place = PlaceId(product.site, nullptr);
+  ForOperandChunks(product, [&](uint32_t offset, uint32_t first, uint32_t last) {
+    --read_by_products_[offset / 16];
+    ForChunkCells(offset, [&](Cell& cell) {
+      for (uint32_t warp = group * 4 + first; warp <= group * 4 + last; ++warp) {
+        races_.ReadBy(cell, clocks.WarpAgent(warp), epoch, place);
+      }
+    });
+  });
 }
 
 }  // namespace lapidary::simt

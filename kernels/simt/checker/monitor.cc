@@ -86,8 +86,8 @@ class CheckingMonitor : public Monitor {
   void OnProductIssue(uint32_t group, size_t, const WarpgroupProduct& product) override {
     CurrentChecker().OnProductIssue(group, product);
   }
-  void OnProductWait(uint32_t group, size_t index, const WarpgroupProduct& product) override {
-    CurrentChecker().OnProductWait(group, index, product);
+  void OnProductWait(uint32_t thread, size_t index, const WarpgroupProduct& product) override {
+    CurrentChecker().OnProductWait(thread, index, product);
   }
 
   void WantTraffic(bool wanted) override { traffic::Want(wanted); }

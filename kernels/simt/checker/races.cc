@@ -105,13 +105,14 @@ const char* Races::CheckWrites(const Cell& cell, const Accessor& a, const PastAc
                : "write over another thread's write without synchronisation";
 }
 
-void Races::RecordRead(Cell& cell, const Accessor& a) {
+void Races::RecordRead(Cell& cell, const PastAccess& by) {
   const uint32_t now = clocks_.generation();
-  const uint32_t epoch = clocks_.epoch(a.thread);
   PastAccess& read = cell.read;
-  if (read.generation == now && read.agent != a.thread) {
-    if (cell.read_set == 0 && clocks_.Knows(a.thread, read.agent, read.epoch)) {
-      read = {now, epoch, a.place, static_cast<uint16_t>(a.thread)};
+  if (read.generation == now && read.agent != by.agent) {
+    const bool known =
+        by.agent < clocks_.threads() && clocks_.Knows(by.agent, read.agent, read.epoch);
+    if (cell.read_set == 0 && known) {
+      read = by;
       return;
     }
     if (cell.read_set == 0) {
@@ -124,8 +125,8 @@ void Races::RecordRead(Cell& cell, const Accessor& a) {
     }
     cell.read_set = 0;
   }
-  if (cell.read_set != 0) sets_.Epochs(cell.read_set)[a.thread] = epoch;
-  read = {now, epoch, a.place, static_cast<uint16_t>(a.thread)};
+  if (cell.read_set != 0) sets_.Epochs(cell.read_set)[by.agent] = by.epoch;
+  read = by;
 }
 
 void Races::RecordAtomic(Cell& cell, const Accessor& a) {
@@ -155,7 +156,8 @@ const char* Races::Visit(Cell& cell, const Accessor& a, const PastAccess** other
   }
   switch (a.kind) {
     case Access::kRead:
-      RecordRead(cell, a);
+      RecordRead(cell, {clocks_.generation(), clocks_.epoch(a.thread), a.place,
+                        static_cast<uint16_t>(a.thread)});
       break;
     case Access::kWrite:
       Land(cell, a.thread, clocks_.epoch(a.thread), a.place);
@@ -169,9 +171,20 @@ const char* Races::Visit(Cell& cell, const Accessor& a, const PastAccess** other
   return nullptr;
 }
 
+bool Races::WriteIsKnown(const Cell& cell, uint32_t thread) {
+  return Ordered(cell.write, thread) && Ordered(cell.atomic, thread);
+}
+
+void Races::ReadBy(Cell& cell, uint32_t agent, uint32_t epoch, uint32_t place) {
+  RecordRead(cell, {clocks_.generation(), epoch, place, static_cast<uint16_t>(agent)});
+}
+
 void Races::Land(Cell& cell, uint32_t agent, uint32_t epoch, uint32_t place) {
+  const uint32_t now = clocks_.generation();
+  if (cell.read_set != 0 && cell.read.generation == now) sets_.Free(cell.read_set);
+  if (cell.atomic_set != 0 && cell.atomic.generation == now) sets_.Free(cell.atomic_set);
   cell = Cell{};
-  cell.write = {clocks_.generation(), epoch, place, static_cast<uint16_t>(agent)};
+  cell.write = {now, epoch, place, static_cast<uint16_t>(agent)};
 }
 
 void Races::Fence(uint32_t thread) {

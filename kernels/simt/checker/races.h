@@ -27,6 +27,7 @@ class Races {
   void BeginGeneration();
 
   VectorClocks& clocks() { return clocks_; }
+  const VectorClocks& clocks() const { return clocks_; }
   uint32_t block_start() const { return block_start_; }
   uint32_t launch_start() const { return launch_start_; }
   EpochSets& sets() { return sets_; }
@@ -35,6 +36,11 @@ class Races {
   const char* Visit(Cell& cell, const Accessor& a, const PastAccess** other);
   // Records a write that is known to be ordered: nothing before it matters any more.
   void Land(Cell& cell, uint32_t agent, uint32_t epoch, uint32_t place);
+
+  // Whether the thread knows of all writes to the cell.
+  bool WriteIsKnown(const Cell& cell, uint32_t thread);
+  // A read in the name of an agent.
+  void ReadBy(Cell& cell, uint32_t agent, uint32_t epoch, uint32_t place);
 
   // __threadfence: what the thread knows may be released by its next atomic operation.
   void Fence(uint32_t thread);
@@ -61,7 +67,7 @@ class Races {
   bool SetOrdered(uint32_t set, uint32_t thread);
   const char* CheckReads(const Cell& cell, const Accessor& a, const PastAccess** other);
   const char* CheckWrites(const Cell& cell, const Accessor& a, const PastAccess** other);
-  void RecordRead(Cell& cell, const Accessor& a);
+  void RecordRead(Cell& cell, const PastAccess& by);
   void RecordAtomic(Cell& cell, const Accessor& a);
 
   VectorClocks clocks_;

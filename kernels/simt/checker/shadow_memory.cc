@@ -14,7 +14,13 @@ Cell* CellPool::Take(size_t cells) {
 }
 
 uint32_t EpochSets::New() {
-  const uint32_t set = used_++;
+  uint32_t set = used_;
+  if (free_.empty()) {
+    ++used_;
+  } else {
+    set = free_.back();
+    free_.pop_back();
+  }
   if (epochs_.size() < size_t{used_} * agents_) epochs_.resize(2 * size_t{used_} * agents_);
   std::fill_n(Epochs(set), agents_, 0);
   return set;

@@ -48,10 +48,14 @@ class EpochSets {
  public:
   void Begin(uint32_t agents) {
     agents_ = agents;
-    used_ = 1;
+    Clear();
   }
-  void Clear() { used_ = 1; }
+  void Clear() {
+    used_ = 1;
+    free_.clear();
+  }
   uint32_t New();
+  void Free(uint32_t set) { free_.push_back(set); }
   uint32_t* Epochs(uint32_t set) { return &epochs_[size_t{set} * agents_]; }
   uint32_t agents() const { return agents_; }
 
@@ -59,6 +63,7 @@ class EpochSets {
   uint32_t agents_ = 0;
   uint32_t used_ = 1;
   std::vector<uint32_t> epochs_;
+  std::vector<uint32_t> free_;
 };
 
 // Calls f(cell) for the cells of [offset, offset + bytes) of a granule, split as finely as needed.

@@ -4,7 +4,7 @@ namespace lapidary::simt {
 
 void VectorClocks::BeginBlock(uint32_t threads, uint32_t generation) {
   threads_.assign(threads, {});
-  agents_ = threads + kMaxMbarriers;
+  agents_ = threads + kMaxMbarriers + kMaxWarps;
   generation_ = generation;
 }
 
@@ -68,6 +68,17 @@ void VectorClocks::Acquire(uint32_t thread, const SharedClock& clock) {
   if (t.known == clock) return;
   if (t.known.use_count() > 1) t.known = std::make_shared<Clock>(*t.known);
   t.known->Join(*clock);
+}
+
+void VectorClocks::Learn(uint32_t thread, uint32_t agent, uint32_t epoch) {
+  ThreadClock& t = Own(thread);
+  if (t.known && (*t.known)[agent] >= epoch) return;
+  if (!t.known) {
+    t.known = NewClock();
+  } else if (t.known.use_count() > 1) {
+    t.known = std::make_shared<Clock>(*t.known);
+  }
+  t.known->Raise(agent, epoch);
 }
 
 SharedClock VectorClocks::Snapshot(uint32_t thread) {

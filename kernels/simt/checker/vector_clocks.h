@@ -3,7 +3,8 @@
 // Time is a generation and an epoch. A generation ends when all live threads of the block meet:
 // everything before is then known to everybody, and no clock is needed. Within a generation each
 // agent counts its own epochs, and clocks exist only where a part of the block has synchronised.
-// Agents are the threads, then the mbarriers (bulk copies write in their name).
+// Agents are the threads, then the mbarriers (bulk copies write in their name), then the warps
+// (their warpgroup products read in theirs).
 #pragma once
 #include <cstdint>
 #include <memory>
@@ -11,7 +12,7 @@
 
 namespace lapidary::simt {
 
-inline constexpr uint32_t kMaxMbarriers = 64;
+inline constexpr uint32_t kMaxMbarriers = 64, kMaxWarps = 32;
 
 // The latest epoch known of each agent. Shared until somebody changes it.
 class Clock {
@@ -39,6 +40,9 @@ class VectorClocks {
 
   uint32_t generation() const { return generation_; }
   uint32_t agents() const { return agents_; }
+  uint32_t MbarrierAgent(uint32_t i) const { return threads() + i; }
+  uint32_t WarpAgent(uint32_t warp) const { return threads() + kMaxMbarriers + warp; }
+  uint32_t threads() const { return static_cast<uint32_t>(threads_.size()); }
   uint32_t epoch(uint32_t thread) { return Own(thread).epoch; }
 
   // Whether `thread` knows what `agent` did in this generation at `epoch`.
@@ -55,6 +59,8 @@ class VectorClocks {
   // What `thread` knows, itself included, goes into `clock`.
   void Release(uint32_t thread, SharedClock* clock);
   void Acquire(uint32_t thread, const SharedClock& clock);
+  // `thread` learns of one thing that an agent did.
+  void Learn(uint32_t thread, uint32_t agent, uint32_t epoch);
   // A copy of what `thread` knows; it goes on with a new epoch.
   SharedClock Snapshot(uint32_t thread);
 

@@ -52,7 +52,7 @@ __global__ void WrongBarrierCount() {
     gpu::NamedBarrierSync(1, 96);
   }
 }
-TEST(PlantedMistakes, NamedBarrierCountsDiffer) { Finds("line", {1, 96}, WrongBarrierCount); }
+TEST(PlantedMistakes, NamedBarrierCountsDiffer) { Finds("a count of", {1, 96}, WrongBarrierCount); }
 
 __global__ void BarrierOfPartialWarps() { gpu::NamedBarrierSync(1, 48); }
 TEST(PlantedMistakes, NamedBarrierOfNoWholeWarps) {

@@ -12,6 +12,7 @@
 #include "kernels/gpu.h"
 #include "kernels/simt/failure.h"
 #include "kernels/simt/policy.h"
+#include "kernels/simt/report.h"
 #include "tests/support/cuda/cudart_protection.h"
 #include "tests/support/cuda/runtime.h"
 
@@ -140,6 +141,30 @@ TEST_F(CudartTest, NewMemoryHoldsNaN) {
   ASSERT_EQ(cudaMalloc(&p, 8), cudaSuccess);
   EXPECT_THAT(Read(static_cast<int*>(p), 2), testing::Each(-1));
   EXPECT_EQ(reinterpret_cast<uintptr_t>(p) % 256, 0u);
+}
+TEST_F(CudartTest, TheCheckerKnowsWhatCopiesHaveWritten) {
+  if (!simt::Checked()) GTEST_SKIP() << "only the checker sees it";
+  void *p = nullptr, *q = nullptr;
+  ASSERT_EQ(cudaMalloc(&p, 256), cudaSuccess);
+  ASSERT_EQ(cudaMalloc(&q, 256), cudaSuccess);
+  int* out = Device(64);
+  const std::vector<int> host(48, 1);
+  auto add = [&] {
+    simt::FailureCapture capture;
+    EXPECT_EQ(gpu::Launch(Add, {.grid = dim3(1), .block = dim3(64)}, out, static_cast<int*>(q), 64),
+              cudaSuccess);
+    cudaDeviceSynchronize();
+    return capture.Take();
+  };
+  // 48 of 64 are written, then copied on: the last 16 are not.
+  ASSERT_EQ(cudaMemcpy(p, host.data(), 192, cudaMemcpyHostToDevice), cudaSuccess);
+  ASSERT_EQ(cudaMemcpyAsync(q, p, 256, cudaMemcpyDeviceToDevice, nullptr), cudaSuccess);
+  EXPECT_THAT(add(), testing::Contains(testing::HasSubstr("nobody has written, at 192 of 256")));
+  cudaDeviceReset();
+  ASSERT_EQ(cudaMalloc(&q, 256), cudaSuccess);
+  out = Device(64);
+  ASSERT_EQ(cudaMemsetAsync(q, 0, 256, nullptr), cudaSuccess);
+  EXPECT_THAT(add(), testing::IsEmpty());
 }
 TEST_F(CudartTest, CopiesCheckDirectionAndRange) {
   int* d = Device(4);
