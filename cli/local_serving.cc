@@ -40,8 +40,6 @@ std::vector<std::string> CoordinatorArgs(const ServeFlags& flags) {
                                    absl::StrCat(e.max_queued),
                                    "--max-queued-tokens",
                                    absl::StrCat(e.max_queued_tokens),
-                                   "--kv-memory",
-                                   absl::StrCat(e.kv_bytes),
                                    "--kv-format",
                                    e.kv_format,
                                    "--kv-type",
@@ -63,6 +61,7 @@ std::vector<std::string> CoordinatorArgs(const ServeFlags& flags) {
                                    absl::StrCat(l.slow_reader_timeout_s),
                                    "--drain-timeout",
                                    absl::StrCat(flags.drain_timeout_s)};
+  if (e.kv_bytes > 0) args.insert(args.end(), {"--kv-memory", absl::StrCat(e.kv_bytes)});
   if (!e.served_model_name.empty()) {
     args.insert(args.end(), {"--served-model-name", e.served_model_name});
   }
