@@ -3,7 +3,7 @@
 // Histogram: several blocks share a row, read it in tiles of 4096 (from L2 after the first round: a
 // row is at most 1 MiB) and add counts or weights to 2048 buckets in shared memory, as pairs of
 // 32-bit words, since 64-bit atomics there are loops; then the buckets that are not empty to the
-// row's own in device memory. 4 bytes and 10 (count) to 35 (mass) instructions a logit, and atomics
+// row's own in device memory. 4 bytes and 20 (count) to 60 (mass) instructions a logit, and atomics
 // that meet in the few buckets of usual logits: arithmetic is the limit. Whole numbers: no result
 // depends on an order.
 // Narrow: one block a row adds up the ranks' buckets (16 KiB each) and finds the one in which the
