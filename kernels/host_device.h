@@ -1,10 +1,9 @@
-// Marks inline functions that kernels share with host code which is no kernel's.
+// LAPIDARY_HOST_DEVICE marks inline functions that kernels share with host code which is no
+// kernel's and does not include gpu.h.
 #pragma once
 
-#if !defined(GPU_HOST_DEVICE)
 #if defined(__CUDACC__)
-#define GPU_HOST_DEVICE __host__ __device__ __forceinline__
+#define LAPIDARY_HOST_DEVICE __host__ __device__ __forceinline__
 #else
-#define GPU_HOST_DEVICE inline
-#endif
+#define LAPIDARY_HOST_DEVICE __attribute__((always_inline)) inline
 #endif

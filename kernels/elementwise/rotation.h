@@ -20,7 +20,7 @@ struct SinCos {
 // its operands are within a factor of two). The second rounds, by 2^-25 at most; what it drops is
 // kept in `low` together with the third part. Polynomials on [-pi/4, pi/4]: below 2^-26
 // (coefficients: Cephes sinf, cosf). What remains are the roundings of the last two operations.
-GPU_HOST_DEVICE SinCos SinCosOfAngle(float angle) {
+LAPIDARY_HOST_DEVICE SinCos SinCosOfAngle(float angle) {
   constexpr float kPart1 = 1.57079637f, kPart2 = -4.37113883e-8f, kPart3 = -1.71512451e-15f;
   constexpr float kInverse = 0.636619747f;
   float n = rintf(angle * kInverse);

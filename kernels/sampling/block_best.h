@@ -226,6 +226,7 @@ struct BlockBest {
     __syncthreads();
     for (int size = 2; size <= padded; size *= 2) {
       for (int stride = size / 2; stride > 0; stride /= 2) {
+#pragma unroll 1
         for (int i = thread; i < padded / 2; i += kThreads) {
           const int low = 2 * i - (i & (stride - 1));
           const uint64_t a = s.best[low], b = s.best[low + stride];

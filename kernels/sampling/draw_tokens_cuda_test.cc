@@ -163,7 +163,7 @@ TEST_P(DrawTokensTest, AreTheReferencesOfAllLists) {
       EXPECT_EQ(begin.best_raw, expected.raw);
       EXPECT_EQ(begin.max, expected.value);
       EXPECT_EQ(begin.key, 0u);
-      EXPECT_FALSE(begin.searching);
+      EXPECT_EQ(begin.searching, 0);
     }
     const bool puts_out = task.id_out != nullptr && task.threshold_row < 0;
     EXPECT_EQ(ids[row], puts_out ? got.id : -1);

@@ -16,8 +16,8 @@ struct Penalties {
 // The logit of a token that stands `in_prompt` or not, and `output_count` times in the output.
 // Repetition as in CTRL (Keskar et al., 2019): positive logits are divided, others multiplied, so
 // that both become smaller. Every FMA is written: the same bits on host and device.
-GPU_HOST_DEVICE float ApplyPenalties(float logit, const Penalties& p, bool in_prompt,
-                                     int32_t output_count) {
+LAPIDARY_HOST_DEVICE float ApplyPenalties(float logit, const Penalties& p, bool in_prompt,
+                                          int32_t output_count) {
   if (!in_prompt && output_count <= 0) return logit;
   const float less =
       output_count > 0 ? fmaf(p.frequency, static_cast<float>(output_count), p.presence) : 0.0f;

@@ -132,7 +132,7 @@ struct SampleStep {
   SampleResult* results = nullptr;  // [rows]
   TopToken* top = nullptr;
 
-  GPU_HOST_DEVICE int32_t tiles() const { return (columns + kTileColumns - 1) / kTileColumns; }
+  LAPIDARY_HOST_DEVICE int32_t tiles() const { return (columns + kTileColumns - 1) / kTileColumns; }
 };
 inline int64_t MessageBytes(int64_t rows, int64_t entries) {
   return rows * static_cast<int64_t>(sizeof(ShardSummary)) +

@@ -14,6 +14,11 @@
 namespace lapidary {
 namespace {
 
+// A block of lists: 64 tiles of 64 tokens, or of 256.
+constexpr int kFewThreads = 256, kFewItems = 16;
+constexpr int kManyThreads = 512, kManyItems = 32;
+static_assert(kManyThreads * kManyItems == kMaxTiles * kMaxListed);
+
 struct JobsParams {
   SampleStep step;
   int first_job;
@@ -45,7 +50,7 @@ GPU_DEVICE TileNorm NormOfTile(const float (&value)[kTileItems]) {
   return norm;
 }
 
-__global__ void __launch_bounds__(kTileThreads)
+__global__ void __launch_bounds__(kTileThreads, 3)
     ShardTilesKernel(const __grid_constant__ JobsParams p) {
   using Best = BlockBest<kTileThreads, kTileItems>;
   GPU_SHARED(shared, Best::Shared);
@@ -95,9 +100,9 @@ GPU_DEVICE ShardSummary Summarize(const SampleStep& step, int job_index, int til
   return summary;
 }
 
-template <int kThreads>
-__global__ void __launch_bounds__(kThreads) ShardListsKernel(const __grid_constant__ JobsParams p) {
-  constexpr int kItems = 16;
+template <int kThreads, int kItems>
+__global__ void __launch_bounds__(kThreads, 1)
+    ShardListsKernel(const __grid_constant__ JobsParams p) {
   using Best = BlockBest<kThreads, kItems>;
   GPU_SHARED(shared, typename Best::Shared);
   const SampleStep& step = p.step;
@@ -170,17 +175,17 @@ cudaError_t LaunchShardLists(const SampleStep& step, int first, int last, int mo
     return cudaErrorInvalidValue;
   }
   if (first == last) return cudaSuccess;
-  constexpr int kFew = 256, kMany = 1024;
-  const bool few = step.tiles() * most <= kFew * 16;
+  const bool few = step.tiles() * most <= kFewThreads * kFewItems;
   gpu::LaunchConfig config;
   config.name = "shard_lists";
   config.grid = dim3(static_cast<unsigned>(last - first));
-  config.block = dim3(few ? kFew : kMany);
+  config.block = dim3(few ? kFewThreads : kManyThreads);
   config.stream = stream;
   JobsParams p;
   p.step = step;
   p.first_job = first;
-  return gpu::Launch(few ? ShardListsKernel<kFew> : ShardListsKernel<kMany>, config, p);
+  if (few) return gpu::Launch(ShardListsKernel<kFewThreads, kFewItems>, config, p);
+  return gpu::Launch(ShardListsKernel<kManyThreads, kManyItems>, config, p);
 }
 
 }  // namespace lapidary

@@ -13,15 +13,15 @@ namespace lapidary {
 inline constexpr int kThresholdBuckets = 2048;
 inline constexpr int kThresholdRounds = 3;
 
-// A row's search, the same on every rank.
+// A row's search, the same on every rank. Copied whole: it has no gaps.
 struct ThresholdRow {
   int32_t task = 0;
   int32_t best_id = -1;  // of all shards; -1: no logit is above -inf
   float best_raw = 0;
   float max = 0;  // its edited value
   // Kept: keys above `key`, and the first `ties` of the `equal` ones.
-  uint32_t key = 0;  // 0: everything
-  bool searching = false;
+  uint32_t key = 0;       // 0: everything
+  int32_t searching = 0;  // a round has narrowed it, and there is one more
   int64_t ties = 0, equal = 0;
   // The search in progress: the bits found so far, and what of the target lies below them.
   uint32_t prefix = 0;

@@ -3,7 +3,7 @@
 // Histogram: several blocks share a row, read it in tiles of 4096 (from L2 after the first round: a
 // row is at most 1 MiB) and add counts or weights to 2048 buckets in shared memory, as pairs of
 // 32-bit words, since 64-bit atomics there are loops; then the buckets that are not empty to the
-// row's own in device memory. 4 bytes and 10 (count) to 35 (mass) instructions a logit, and atomics
+// row's own in device memory. 4 bytes and 20 (count) to 60 (mass) instructions a logit, and atomics
 // that meet in the few buckets of usual logits: arithmetic is the limit. Whole numbers: no result
 // depends on an order.
 // Narrow: one block a row adds up the ranks' buckets (16 KiB each) and finds the one in which the
@@ -19,8 +19,8 @@ constexpr int kThreads = kTileThreads;
 constexpr int kBucketsPerThread = kThresholdBuckets / kThreads;
 
 // The round's bits of a key.
-GPU_HOST_DEVICE int ShiftOf(int round) { return round == 0 ? 21 : round == 1 ? 10 : 0; }
-GPU_HOST_DEVICE int BitsOf(int round) { return round == 2 ? 10 : 11; }
+GPU_DEVICE int ShiftOf(int round) { return round == 0 ? 21 : round == 1 ? 10 : 0; }
+GPU_DEVICE int BitsOf(int round) { return round == 2 ? 10 : 11; }
 
 struct ThresholdParams {
   ThresholdStep t;
@@ -29,7 +29,7 @@ struct ThresholdParams {
 };
 
 GPU_DEVICE bool Searches(const ThresholdRow& row, const SampleTask& task, bool by_mass, int round) {
-  if (round > 0) return row.searching;
+  if (round > 0) return row.searching != 0;
   return row.best_id >= 0 && (by_mass ? task.top_p < 1 : task.top_k > 0);
 }
 
@@ -125,7 +125,7 @@ __global__ void __launch_bounds__(kThreads)
   const SampleTask& task = step.tasks[row.task];
   __syncthreads();  // all have read it; thread 0 writes it
   if (!Searches(row, task, p.by_mass, p.round)) {
-    if (thread == 0) p.t.rows[index].searching = false;
+    if (thread == 0) p.t.rows[index].searching = 0;
     return;
   }
   const int shift = ShiftOf(p.round), bits = BitsOf(p.round);
@@ -157,17 +157,17 @@ __global__ void __launch_bounds__(kThreads)
   if (p.round == 0) {
     row.target = p.by_mass ? TopPMass(task.top_p, all) : task.top_k;
     if (all < row.target || all == 0) {  // fewer than top_k, or nothing but infinities
-      if (thread == 0) p.t.rows[index].searching = false;
+      if (thread == 0) p.t.rows[index].searching = 0;
       return;
     }
   }
   FindBucket(sum, row.target, upto, all, &reached);
   __syncthreads();
   if (thread != 0) return;
-  row.searching = p.round + 1 < kThresholdRounds;
+  row.searching = p.round + 1 < kThresholdRounds ? 1 : 0;
   row.target = reached.target;
   row.prefix = row.prefix << bits | static_cast<uint32_t>(reached.bucket);
-  if (!row.searching) {
+  if (row.searching == 0) {
     const bool same = p.by_mass && row.prefix == row.key;
     row.key = row.prefix;
     if (!p.by_mass) {

@@ -10,24 +10,24 @@
 
 namespace lapidary {
 
-GPU_HOST_DEVICE uint32_t FloatBits(float v) {
+LAPIDARY_HOST_DEVICE uint32_t FloatBits(float v) {
   uint32_t bits;
   memcpy(&bits, &v, sizeof bits);
   return bits;
 }
-GPU_HOST_DEVICE float FloatOfBits(uint32_t bits) {
+LAPIDARY_HOST_DEVICE float FloatOfBits(uint32_t bits) {
   float v;
   memcpy(&v, &bits, sizeof v);
   return v;
 }
 
 // An integer with the order of the values; +0 and -0 are one, NaN is below everything.
-GPU_HOST_DEVICE uint32_t TokenKey(float value) {
+LAPIDARY_HOST_DEVICE uint32_t TokenKey(float value) {
   if (value != value) return 0;
   const uint32_t bits = FloatBits(value + 0.0f);
   return (bits & 0x80000000u) != 0 ? ~bits : bits | 0x80000000u;
 }
-GPU_HOST_DEVICE float ValueOfKey(uint32_t key) {
+LAPIDARY_HOST_DEVICE float ValueOfKey(uint32_t key) {
   return FloatOfBits((key & 0x80000000u) != 0 ? key & 0x7fffffffu : ~key);
 }
 constexpr uint32_t kKeyOfMinusInfinity = 0x007fffffu;  // a candidate's key is above
@@ -35,7 +35,7 @@ constexpr uint32_t kKeyOfInfinity = 0xff800000u;
 
 // round(2^44 exp((value - max) / temperature)), to even; scale = log2(e) / temperature. 2^y is a
 // polynomial of degree 7 in what is left of y after rounding it; NaN and -inf weigh nothing.
-GPU_HOST_DEVICE int64_t TokenWeight(float value, float max, float scale) {
+LAPIDARY_HOST_DEVICE int64_t TokenWeight(float value, float max, float scale) {
   float y = (value - max) * scale;
   y = fminf(fmaxf(y, -60.0f), 0.0f);  // NaN becomes -60
   // Adding 1.5 * 2^23 rounds to a whole number and leaves it in the last bits.
@@ -61,7 +61,7 @@ GPU_HOST_DEVICE int64_t TokenWeight(float value, float max, float scale) {
 }
 
 // The smallest mass that a top-p prefix must reach, at least 1.
-GPU_HOST_DEVICE int64_t TopPMass(double top_p, int64_t mass) {
+LAPIDARY_HOST_DEVICE int64_t TopPMass(double top_p, int64_t mass) {
   const auto target = static_cast<int64_t>(ceil(top_p * static_cast<double>(mass)));
   const int64_t most = mass > 1 ? mass : 1;
   return target < 1 ? 1 : target < most ? target : most;
