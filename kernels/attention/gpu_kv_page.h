@@ -24,12 +24,7 @@
 #include <cstdint>
 
 #include "common/base/dtype.h"
-
-#if defined(__CUDACC__)
-#define LAPIDARY_HOST_DEVICE __host__ __device__ constexpr
-#else
-#define LAPIDARY_HOST_DEVICE constexpr
-#endif
+#include "kernels/host_device.h"
 
 namespace lapidary {
 
@@ -41,53 +36,57 @@ struct GpuKvLayout {
   int head_dim = 0;                    // even
   int rotated_pairs = 0;               // kFolded: columns i and i + head_dim / 2 turn, i < pairs
 
-  LAPIDARY_HOST_DEVICE int element_bytes() const { return type == GpuKvType::kBf16 ? 2 : 1; }
-  LAPIDARY_HOST_DEVICE int pad() const { return 128 / element_bytes(); }  // elements
-  LAPIDARY_HOST_DEVICE int value_columns() const { return (head_dim + pad() - 1) / pad() * pad(); }
-  LAPIDARY_HOST_DEVICE int padded_pairs() const { return (rotated_pairs + 15) / 16 * 16; }
-  LAPIDARY_HOST_DEVICE int key_columns() const {
+  LAPIDARY_HOST_DEVICE constexpr int element_bytes() const {
+    return type == GpuKvType::kBf16 ? 2 : 1;
+  }
+  LAPIDARY_HOST_DEVICE constexpr int pad() const { return 128 / element_bytes(); }  // elements
+  LAPIDARY_HOST_DEVICE constexpr int value_columns() const {
+    return (head_dim + pad() - 1) / pad() * pad();
+  }
+  LAPIDARY_HOST_DEVICE constexpr int padded_pairs() const { return (rotated_pairs + 15) / 16 * 16; }
+  LAPIDARY_HOST_DEVICE constexpr int key_columns() const {
     const int used = format == KvFormat::kSplit ? head_dim : 2 * padded_pairs();
     return (used + pad() - 1) / pad() * pad();
   }
-  LAPIDARY_HOST_DEVICE int row_columns() const { return value_columns() + key_columns(); }
-  LAPIDARY_HOST_DEVICE int row_bytes() const { return row_columns() * element_bytes(); }
-  LAPIDARY_HOST_DEVICE int tile_bytes() const { return kPageTokens * row_bytes(); }
-  LAPIDARY_HOST_DEVICE int scale_bytes() const {
+  LAPIDARY_HOST_DEVICE constexpr int row_columns() const { return value_columns() + key_columns(); }
+  LAPIDARY_HOST_DEVICE constexpr int row_bytes() const { return row_columns() * element_bytes(); }
+  LAPIDARY_HOST_DEVICE constexpr int tile_bytes() const { return kPageTokens * row_bytes(); }
+  LAPIDARY_HOST_DEVICE constexpr int scale_bytes() const {
     return type == GpuKvType::kBf16 ? 0 : 2 * kPageTokens * 4;
   }
   // Of one kv head: a multiple of 128.
-  LAPIDARY_HOST_DEVICE int head_bytes() const { return tile_bytes() + scale_bytes(); }
+  LAPIDARY_HOST_DEVICE constexpr int head_bytes() const { return tile_bytes() + scale_bytes(); }
 
   // Byte of the 16-byte chunk `chunk` of a token's row inside the tile.
-  LAPIDARY_HOST_DEVICE int ChunkOffset(int token, int chunk) const {
+  LAPIDARY_HOST_DEVICE constexpr int ChunkOffset(int token, int chunk) const {
     return token * row_bytes() + (chunk ^ (token & 7)) * 16;
   }
 
   // Blocks of 16 columns that a score runs over.
-  LAPIDARY_HOST_DEVICE int key_blocks() const {
+  LAPIDARY_HOST_DEVICE constexpr int key_blocks() const {
     return format == KvFormat::kSplit ? (head_dim + 15) / 16 : 2 * padded_pairs() / 16;
   }
   // kFolded: blocks of v with a column that does not turn: all but those that turn entirely, which
   // are [0, FirstTurnedEnd()) and [SecondTurnedBegin(), + SecondTurned()).
-  LAPIDARY_HOST_DEVICE int FirstTurnedEnd() const { return rotated_pairs / 16; }
-  LAPIDARY_HOST_DEVICE int SecondTurnedBegin() const { return (head_dim / 2 + 15) / 16; }
-  LAPIDARY_HOST_DEVICE int SecondTurned() const {
+  LAPIDARY_HOST_DEVICE constexpr int FirstTurnedEnd() const { return rotated_pairs / 16; }
+  LAPIDARY_HOST_DEVICE constexpr int SecondTurnedBegin() const { return (head_dim / 2 + 15) / 16; }
+  LAPIDARY_HOST_DEVICE constexpr int SecondTurned() const {
     const int n = (head_dim / 2 + rotated_pairs) / 16 - SecondTurnedBegin();
     return n > 0 ? n : 0;
   }
-  LAPIDARY_HOST_DEVICE int PlainBlocksBefore(int block) const {
+  LAPIDARY_HOST_DEVICE constexpr int PlainBlocksBefore(int block) const {
     const int first = block < FirstTurnedEnd() ? block : FirstTurnedEnd();
     int second = block - SecondTurnedBegin();
     second = second < 0 ? 0 : second < SecondTurned() ? second : SecondTurned();
     return block - first - second;
   }
-  LAPIDARY_HOST_DEVICE int value_blocks() const {
+  LAPIDARY_HOST_DEVICE constexpr int value_blocks() const {
     return format == KvFormat::kSplit ? 0 : PlainBlocksBefore((head_dim + 15) / 16);
   }
-  LAPIDARY_HOST_DEVICE int score_blocks() const { return value_blocks() + key_blocks(); }
-  LAPIDARY_HOST_DEVICE int score_columns() const { return 16 * score_blocks(); }
+  LAPIDARY_HOST_DEVICE constexpr int score_blocks() const { return value_blocks() + key_blocks(); }
+  LAPIDARY_HOST_DEVICE constexpr int score_columns() const { return 16 * score_blocks(); }
   // First column, in the row, of the i-th block of a score: plain value blocks, then key blocks.
-  LAPIDARY_HOST_DEVICE int ScoreBlock(int i) const {
+  LAPIDARY_HOST_DEVICE constexpr int ScoreBlock(int i) const {
     const int values = value_blocks();
     if (i >= values) return value_columns() + 16 * (i - values);
     const int block = i + FirstTurnedEnd();
@@ -95,19 +94,19 @@ struct GpuKvLayout {
   }
 
   // Whether column c of k is one that the key area of a folded page holds.
-  LAPIDARY_HOST_DEVICE bool Turns(int c) const {
+  LAPIDARY_HOST_DEVICE constexpr bool Turns(int c) const {
     const int half = head_dim / 2;
     return c < half ? c < rotated_pairs : c < half + rotated_pairs;
   }
   // Column of a row where column c of k is kept; -1: v gives it.
-  LAPIDARY_HOST_DEVICE int KeyColumn(int c) const {
+  LAPIDARY_HOST_DEVICE constexpr int KeyColumn(int c) const {
     if (format == KvFormat::kSplit) return value_columns() + c;
     if (!Turns(c)) return -1;
     const int half = head_dim / 2;
     return value_columns() + (c < half ? c : padded_pairs() + c - half);
   }
   // Its inverse: the column of k at `column` of the key area; -1: padding.
-  LAPIDARY_HOST_DEVICE int KeySource(int column) const {
+  LAPIDARY_HOST_DEVICE constexpr int KeySource(int column) const {
     if (format == KvFormat::kSplit) return column < head_dim ? column : -1;
     if (column < padded_pairs()) return column < rotated_pairs ? column : -1;
     const int second = column - padded_pairs();
@@ -115,22 +114,22 @@ struct GpuKvLayout {
   }
   // Where column c of a rotated query goes in the packed query, or -1 - place when it is to be
   // multiplied by w_k[c] *before* it is put there (it meets v).
-  LAPIDARY_HOST_DEVICE int QueryPlace(int c) const {
+  LAPIDARY_HOST_DEVICE constexpr int QueryPlace(int c) const {
     if (format == KvFormat::kSplit) return c;
     if (Turns(c)) return 16 * value_blocks() + KeyColumn(c) - value_columns();
     return -1 - (16 * PlainBlocksBefore(c / 16) + c % 16);
   }
   // Its inverse: the column of the query at `place`; -1: a zero stands there.
-  LAPIDARY_HOST_DEVICE int QuerySource(int place) const {
+  LAPIDARY_HOST_DEVICE constexpr int QuerySource(int place) const {
     const int values = 16 * value_blocks();
     if (place >= values) return KeySource(place - values);
     const int c = ScoreBlock(place / 16) + place % 16;
     return c < head_dim && !Turns(c) ? c : -1;
   }
   // Whether the packed query has such zeros.
-  LAPIDARY_HOST_DEVICE bool QueryHasGaps() const { return score_columns() != head_dim; }
+  LAPIDARY_HOST_DEVICE constexpr bool QueryHasGaps() const { return score_columns() != head_dim; }
 
-  LAPIDARY_HOST_DEVICE bool operator==(const GpuKvLayout& o) const {
+  LAPIDARY_HOST_DEVICE constexpr bool operator==(const GpuKvLayout& o) const {
     return type == o.type && format == o.format && head_dim == o.head_dim &&
            rotated_pairs == o.rotated_pairs;
   }

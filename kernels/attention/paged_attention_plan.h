@@ -35,25 +35,25 @@ inline constexpr int kMaxDecodeSplits = 64;
 inline constexpr int kMinPagesPerSplit = 4;
 
 // Pages that are worked on between two block barriers: about 16 KiB.
-LAPIDARY_HOST_DEVICE int DecodeStepPages(const GpuKvLayout& layout) {
+LAPIDARY_HOST_DEVICE constexpr int DecodeStepPages(const GpuKvLayout& layout) {
   return layout.tile_bytes() > 12 << 10 ? 1 : layout.tile_bytes() > 4 << 10 ? 2 : 4;
 }
 // Stages of the ring: 64 KiB, so that every chip holds one block, and those with 164 KiB and more
 // two or three.
-LAPIDARY_HOST_DEVICE int DecodeStages(const GpuKvLayout& layout) {
+LAPIDARY_HOST_DEVICE constexpr int DecodeStages(const GpuKvLayout& layout) {
   const int stages = (64 << 10) / (DecodeStepPages(layout) * layout.tile_bytes());
   return stages < 2 ? 2 : stages > 6 ? 6 : stages;
 }
 
 // Dynamic shared memory: ring, its barriers, and the scores that warps exchange, twice.
-LAPIDARY_HOST_DEVICE int DecodeSharedBytes(const GpuKvLayout& layout, int group) {
+LAPIDARY_HOST_DEVICE constexpr int DecodeSharedBytes(const GpuKvLayout& layout, int group) {
   const int tiles = group <= 8 ? 1 : 2;
   return DecodeStages(layout) * DecodeStepPages(layout) * layout.head_bytes() + 128 +
          2 * tiles * kDecodeThreads * 16;
 }
 
 // Pages of each split of a context of so many pages; the last ones may get fewer, or none.
-LAPIDARY_HOST_DEVICE int PagesPerSplit(int pages, int splits) {
+LAPIDARY_HOST_DEVICE constexpr int PagesPerSplit(int pages, int splits) {
   const int even = (pages + splits - 1) / splits;
   return splits > 1 && even < kMinPagesPerSplit ? kMinPagesPerSplit : even;
 }
@@ -82,7 +82,8 @@ struct PrefillTiles {
 
 // Dynamic shared memory of the kernel: queries, ring, the step in bf16 (e4m3 pages), softmax
 // weights, and per row a factor and two numbers to exchange.
-LAPIDARY_HOST_DEVICE int PrefillSharedBytes(const GpuKvLayout& layout, const PrefillTiles& tiles) {
+LAPIDARY_HOST_DEVICE constexpr int PrefillSharedBytes(const GpuKvLayout& layout,
+                                                      const PrefillTiles& tiles) {
   const GpuKvLayout wide{GpuKvType::kBf16, layout.format, layout.head_dim, layout.rotated_pairs};
   const int queries = tiles.rows * layout.score_columns() * 2;
   const int ring = tiles.stages * tiles.pages * layout.head_bytes();
@@ -92,7 +93,8 @@ LAPIDARY_HOST_DEVICE int PrefillSharedBytes(const GpuKvLayout& layout, const Pre
 }
 
 // The first that fits of a list, best first: many rows to a page read, then long steps.
-LAPIDARY_HOST_DEVICE PrefillTiles ChoosePrefillTiles(const GpuKvLayout& layout, int shared_bytes) {
+LAPIDARY_HOST_DEVICE constexpr PrefillTiles ChoosePrefillTiles(const GpuKvLayout& layout,
+                                                               int shared_bytes) {
   constexpr PrefillTiles kSmallHeads[] = {
       {128, 4, 2, 8}, {128, 2, 2, 8}, {64, 2, 2, 8}, {64, 1, 3, 8}};
   constexpr PrefillTiles kLargeHeads[] = {

@@ -27,12 +27,7 @@
 #include <cstdint>
 
 #include "kernels/chip.h"
-
-#if defined(__CUDACC__)
-#define LAPIDARY_HOST_DEVICE __host__ __device__ constexpr
-#else
-#define LAPIDARY_HOST_DEVICE constexpr
-#endif
+#include "kernels/host_device.h"
 
 namespace lapidary {
 
@@ -54,11 +49,13 @@ struct GpuMatrix {
   int64_t k_stride = 0;  // elements, row-major only
 
   static constexpr int kTileRows = 64, kTileBytes = 8192;
-  LAPIDARY_HOST_DEVICE int64_t element_bytes() const { return number == GpuNumber::kBf16 ? 2 : 1; }
-  LAPIDARY_HOST_DEVICE int64_t tile_k() const { return 128 / element_bytes(); }
-  LAPIDARY_HOST_DEVICE int64_t tiles_n() const { return (n + kTileRows - 1) / kTileRows; }
-  LAPIDARY_HOST_DEVICE int64_t tiles_k() const { return (k + tile_k() - 1) / tile_k(); }
-  LAPIDARY_HOST_DEVICE int64_t bytes() const {
+  LAPIDARY_HOST_DEVICE constexpr int64_t element_bytes() const {
+    return number == GpuNumber::kBf16 ? 2 : 1;
+  }
+  LAPIDARY_HOST_DEVICE constexpr int64_t tile_k() const { return 128 / element_bytes(); }
+  LAPIDARY_HOST_DEVICE constexpr int64_t tiles_n() const { return (n + kTileRows - 1) / kTileRows; }
+  LAPIDARY_HOST_DEVICE constexpr int64_t tiles_k() const { return (k + tile_k() - 1) / tile_k(); }
+  LAPIDARY_HOST_DEVICE constexpr int64_t bytes() const {
     return tiled ? tiles_n() * tiles_k() * kTileBytes : n * k_stride * element_bytes();
   }
 };

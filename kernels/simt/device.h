@@ -35,7 +35,6 @@
 // store of a structure that a call returns.
 #define LAPIDARY_SIMT_INLINED __attribute__((always_inline)) inline
 #define GPU_DEVICE LAPIDARY_SIMT_INLINED
-#undef GPU_HOST_DEVICE  // of host_device.h
 #define GPU_HOST_DEVICE LAPIDARY_SIMT_INLINED
 
 // Executor code that kernels inline: its own accesses are none of the kernel's.

@@ -49,7 +49,7 @@ template <class Held>
 void Multiply(const BlockState& b, const WarpgroupProduct& p, Held held) {
   static thread_local const auto workspace = std::make_unique<Workspace>();
   auto& [a, bt, d] = *workspace;
-  const int columns = 2 * p.held;
+  const int columns = p.columns();
   ReadOperand(b, p.a, kRows, p.site, a);
   ReadOperand(b, p.b, columns, p.site, bt);
   for (int i = 0; i < kThreads; ++i) {

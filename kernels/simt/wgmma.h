@@ -22,6 +22,8 @@ struct WarpgroupProduct {
   std::array<float*, 128> d{};  // of each thread
   Site site;
   bool done = false;
+
+  int columns() const { return 2 * held; }  // rows of b
 };
 
 struct WarpgroupState {

@@ -65,7 +65,9 @@ class Group {
       EXPECT_TRUE(runner.ok()) << runner.status();
       runners_.push_back(*std::move(runner));
       EXPECT_TRUE(runners_[rank]->AllocateKv({kPages, kPages}).ok());
-      samplers_.push_back(runners_[rank]->CreateSampler(*comms_[rank], checkpoint_->spec().vocab));
+      auto sampler = runners_[rank]->CreateSampler(*comms_[rank], checkpoint_->spec().vocab);
+      EXPECT_TRUE(sampler.ok()) << sampler.status();
+      samplers_.push_back(*std::move(sampler));
     }
     for (const LayerSpec& layer : checkpoint_->spec().layers) {
       window = std::max(window, layer.window);

@@ -17,9 +17,11 @@ struct KvShape {
   static constexpr int kPairs = kPairsV;
   static constexpr bool kE4m3 = kType == GpuKvType::kE4m3;
 
-  static LAPIDARY_HOST_DEVICE GpuKvLayout Layout() { return {kType, kFormat, kHeadDim, kPairs}; }
+  static LAPIDARY_HOST_DEVICE constexpr GpuKvLayout Layout() {
+    return {kType, kFormat, kHeadDim, kPairs};
+  }
   // The layout of the same page in bf16.
-  static LAPIDARY_HOST_DEVICE GpuKvLayout WideLayout() {
+  static LAPIDARY_HOST_DEVICE constexpr GpuKvLayout WideLayout() {
     return {GpuKvType::kBf16, kFormat, kHeadDim, kPairs};
   }
   static constexpr int kRowBytes = Layout().row_bytes();
