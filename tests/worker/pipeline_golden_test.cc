@@ -40,7 +40,9 @@ class Engine {
       EXPECT_TRUE(runner.ok()) << runner.status();
       EXPECT_TRUE((*runner)->AllocateKv(kPages).ok());
       runners_.push_back(*std::move(runner));
-      samplers_.push_back(runners_[r]->CreateSampler(*comms_[r], spec.vocab));
+      auto sampler = runners_[r]->CreateSampler(*comms_[r], spec.vocab);
+      EXPECT_TRUE(sampler.ok()) << sampler.status();
+      samplers_.push_back(*std::move(sampler));
       executors_.push_back(std::make_unique<Executor>(
           *runners_[r], *samplers_[r],
           ExecutorConfig{.epoch = 1, .pages = kPages, .max_logits_rows = 5, .vocab = spec.vocab}));
