@@ -9,6 +9,7 @@
 
 #include "kernels/sampling/philox.h"
 #include "kernels/sampling/topk.h"
+#include "worker/sampler_draw.h"
 #include "worker/sampler_edits.h"
 #include "worker/sampler_filter.h"
 #include "worker/sampler_math.h"

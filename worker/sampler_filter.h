@@ -1,8 +1,6 @@
-// From a request's parameters to how its token is drawn, and the draw itself for rows that a list
-// of candidates decides.
+// From a request's parameters to how its token is drawn. Shared by the samplers of all devices.
 #pragma once
 #include <cstdint>
-#include <vector>
 
 #include "engine/sampling_params.h"
 #include "worker/sampler_math.h"
@@ -34,10 +32,5 @@ inline int64_t DrawPoint(uint64_t bits, int64_t mass) {
   return static_cast<int64_t>(
       (static_cast<unsigned __int128>(bits) * static_cast<uint64_t>(mass)) >> 64);
 }
-
-// The token of a row from its best candidates, in order, at least one: cut to top_k, to the
-// shortest prefix with top_p of their mass, to min_p of the best; then the token at whose weight
-// the random point falls when the kept tokens are laid out by ascending id.
-TokenCandidate Draw(const Filter& filter, uint64_t bits, std::vector<TokenCandidate> candidates);
 
 }  // namespace lapidary

@@ -49,11 +49,6 @@ inline EightWeights WeightsOf(__m256 values, __m256 max, __m256 scale) {
 
 }  // namespace
 
-Softmax MakeSoftmax(float max, float temperature) {
-  constexpr float kLog2E = 1.44269504f;
-  return {max, kLog2E / std::clamp(temperature, 1e-5f, 1e6f)};
-}
-
 void ComputeWeights(const float* values, int64_t count, Softmax softmax, int64_t* weights) {
   const __m256 max = _mm256_set1_ps(softmax.max), scale = _mm256_set1_ps(softmax.scale);
   int64_t i = 0;

@@ -5,6 +5,7 @@
 // so masses, thresholds and the token drawn are the same bytes for any number of ranks and threads.
 // What is lost are tokens less likely than 2^-45 of the best one.
 #pragma once
+#include <algorithm>
 #include <bit>
 #include <cstdint>
 #include <vector>
@@ -43,7 +44,10 @@ struct Softmax {
   float max = 0;
   float scale = 1;  // log2(e) / temperature
 };
-Softmax MakeSoftmax(float max, float temperature);
+inline Softmax MakeSoftmax(float max, float temperature) {
+  constexpr float kLog2E = 1.44269504f;
+  return {max, kLog2E / std::clamp(temperature, 1e-5f, 1e6f)};
+}
 
 // weights[i] of values[i]; NaN and -inf weigh nothing.
 void ComputeWeights(const float* values, int64_t count, Softmax softmax, int64_t* weights);

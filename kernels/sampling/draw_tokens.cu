@@ -95,7 +95,7 @@ struct DrawShared {
   int64_t kept_mass;
 };
 
-// The place of the token drawn from `count` > 0 candidates in order (worker/sampler_filter.h,
+// The place of the token drawn from `count` > 0 candidates in order (worker/sampler_draw.h,
 // Draw).
 GPU_DEVICE int DrawFrom(const SampleTask& task, const ShardEntry& own, int count, float best_value,
                         DrawShared& s) {
