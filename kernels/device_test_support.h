@@ -71,9 +71,7 @@ inline __nv_bfloat16 Bf16(float v) {
   raw.x = ToBf16(v);
   return raw;
 }
-inline float Float(__nv_bfloat16 v) {
-  return FromBf16(static_cast<__nv_bfloat16_raw>(v).x);
-}
+inline float Float(__nv_bfloat16 v) { return FromBf16(static_cast<__nv_bfloat16_raw>(v).x); }
 inline float Float(float v) { return v; }
 inline uint32_t Bits(float v) {
   uint32_t bits;
