@@ -6,6 +6,7 @@
 #include "common/base/check.h"
 #include "common/base/half.h"
 #include "kernels/gemm/internal/activations.h"
+#include "kernels/gemm/internal/tile_amx.h"
 
 namespace lapidary {
 
@@ -109,8 +110,8 @@ void Size(Int8Rows& out, bool used, int64_t rows, int64_t k, int block) {
   out.set = used;
   if (!used) return;
   out.row_blocks = rows * (k / block);
-  EnsureBytes(out.x, rows * k);
-  EnsureBytes(out.scales, out.row_blocks * sizeof(BlockScale));
+  EnsureBytes(out.x, rows * k + kAmxRowsBeyond * block);
+  EnsureBytes(out.scales, (out.row_blocks + kAmxRowsBeyond) * sizeof(BlockScale));
   EnsureBytes(out.starts, out.row_blocks * sizeof(int32_t) * kPlaneZeroPoints.size());
 }
 
