@@ -1,7 +1,7 @@
 // Paged attention alone, as CSV.
 //
 // attention_bench [threads]: case, best milliseconds, GOP/s of the live pairs, share of the fp32
-// FMA roof of the same threads.
+// FMA roof of the same threads, GB/s of keys and values where each is read once.
 //
 // attention_bench [threads] formats: page formats and types of K = V layers on the global layer of
 // 31B (4 kv heads of 512, 8 queries each), turn by turn: best CPU time per thread of the rounds;
@@ -39,6 +39,7 @@ constexpr Case kCases[] = {
     {"prefill 256 at 4096, d 512", 1, 256, 4096, 1, 8, 512, 0, KvType::kBf16},
     {"decode 16 at 2048, d 512", 16, 1, 2048, 1, 8, 512, 0, KvType::kBf16},
     {"decode 16 at 2048, d 256, window 512", 16, 1, 2048, 4, 2, 256, 512, KvType::kBf16},
+    {"decode 288 at 300, d 256", 288, 1, 300, 1, 4, 256, 0, KvType::kBf16},  // 88 MB: from memory
     {"decode 1 at 512, d 256", 1, 1, 512, 1, 4, 256, 0, KvType::kBf16},
     {"decode 1 at 8192, d 256", 1, 1, 8192, 1, 4, 256, 0, KvType::kBf16},
 };
@@ -96,7 +97,9 @@ void Measure(ThreadTeam& team, const Case& c, double roof) {
     total += seconds;
   }
   const double gops = pairs * c.head_dim * 4 / best * 1e-9;  // two products
-  std::printf("%s,%.3f,%.0f,%.0f%%\n", c.name, best * 1e3, gops, 100 * gops / roof);
+  const double bytes = pairs / c.group * static_cast<double>(layout.head_bytes()) / kPageTokens;
+  std::printf("%s,%.3f,%.0f,%.0f%%,%.1f\n", c.name, best * 1e3, gops, 100 * gops / roof,
+              c.len > 1 ? 0.0 : bytes / best * 1e-9);
 }
 
 // Of all threads: a ratio of two of them stands on a machine that others use, too.
@@ -236,6 +239,6 @@ int main(int argc, char** argv) {
     CompareFormats(*team);
     return 0;
   }
-  std::printf("case,best_ms,GOP/s,of the roof\n");
+  std::printf("case,best_ms,GOP/s,of the roof,GB/s of decode\n");
   for (const Case& c : kCases) Measure(*team, c, roof);
 }

@@ -1,4 +1,5 @@
-// matmul_bench [--busy] shapes [formats [KxN [rows [arithmetic]]]] | model : prints CSV.
+// matmul_bench [--busy] shapes [formats [KxN [rows [arithmetic]]]] | model [kinds [rows]]
+// prints CSV.
 //
 // --busy is for a machine that others use too: one thread, and its CPU time in place of the clock.
 // Weights are cold: copies of the matrix over 1 GiB in turn (the last-level cache still keeps some:
@@ -191,19 +192,37 @@ class Model {
   ActivationRows activations_;
 };
 
-void Models(ThreadTeam& team, clockid_t clock) {
+// Instruction sets take turns, so that a neighbour meets all of them alike.
+void Models(ThreadTeam& team, clockid_t clock, const std::vector<std::string>& filters) {
   MeasureRoofs(team);
-  printf("kind,MB,rows,head rows,best_ms,median_ms,tok/s best,tok/s median\n");
+  printf("kind,MB,rows,head rows,arithmetic,best_ms,median_ms,tok/s best,tok/s median\n");
   for (const char* kind : {"file", "q8", "q4", "bf16"}) {
+    if (!Wanted(filters[0], kind)) continue;
     Model model(kind);
-    const Arithmetic a = strcmp(kind, "bf16") == 0 ? BestFma() : BestInt8();
-    for (int64_t rows : {1, 4, 16, 32, 512}) {
+    std::vector<Arithmetic> arithmetics = {BestFma()};
+    if (strcmp(kind, "bf16") != 0) {
+      arithmetics = {BestInt8()};
+      if (BestInt8() == Arithmetic::kInt8Amx) arithmetics.push_back(Arithmetic::kInt8Vnni);
+    }
+    for (int64_t rows : {1, 4, 8, 16, 32, 64, 512}) {
+      if (!Wanted(filters[1], std::to_string(rows))) continue;
       const int64_t head_rows = rows == 512 ? 1 : rows;  // a prompt wants one row of logits
-      for (int i = 0; i < 3; ++i) model.Step(team, rows, head_rows, a);
-      const Times t = Measure(clock, 1.0, [&] { model.Step(team, rows, head_rows, a); });
+      std::vector<std::vector<double>> seconds(arithmetics.size());
+      for (double spent = 0; seconds[0].size() < 8 || spent < 1.5;) {
+        for (size_t i = 0; i < arithmetics.size(); ++i) {
+          const double begin = Now(clock);
+          model.Step(team, rows, head_rows, arithmetics[i]);
+          seconds[i].push_back(Now(clock) - begin);
+          spent += seconds[i].back();
+        }
+      }
       const auto tokens = static_cast<double>(rows);
-      printf("%s,%.1f,%ld,%ld,%.2f,%.2f,%.0f,%.0f\n", kind, model.megabytes(), rows, head_rows,
-             t.best * 1e3, t.median * 1e3, tokens / t.best, tokens / t.median);
+      for (size_t i = 0; i < arithmetics.size(); ++i) {
+        std::sort(seconds[i].begin(), seconds[i].end());
+        const double best = seconds[i][0], median = seconds[i][seconds[i].size() / 2];
+        printf("%s,%.1f,%ld,%ld,%s,%.2f,%.2f,%.0f,%.0f\n", kind, model.megabytes(), rows, head_rows,
+               Name(arithmetics[i]), best * 1e3, median * 1e3, tokens / best, tokens / median);
+      }
       fflush(stdout);
     }
   }
@@ -225,8 +244,10 @@ int main(int argc, char** argv) {
   if (args[0] == "shapes") {
     Shapes(*team, clock, {args[1], args[2], args[3], args[4]});
   } else if (args[0] == "model") {
-    Models(*team, clock);
+    Models(*team, clock, {args[1], args[2]});
   } else {
-    printf("usage: matmul_bench [--busy] shapes [FORMATS [KxN [ROWS [ARITHMETIC]]]] | model\n");
+    printf(
+        "usage: matmul_bench [--busy] shapes [FORMATS [KxN [ROWS [ARITHMETIC]]]] | model [KINDS "
+        "[ROWS]]\n");
   }
 }

@@ -25,9 +25,9 @@ struct Loop {
   void (*run)();
   int operations;  // per chain and step
 };
-constexpr Loop kLoops[kArithmetics] = {{LoopVnni, 128},    {LoopMaddAvx512, 128},
-                                       {LoopMaddAvx2, 64}, {LoopFmaAvx512, 32},
-                                       {LoopFmaAvx2, 16},  {LoopDotBf16, 64}};
+constexpr Loop kLoops[kArithmetics] = {
+    {LoopAmx, 512},      {LoopVnni, 128},   {LoopMaddAvx512, 128}, {LoopMaddAvx2, 64},
+    {LoopFmaAvx512, 32}, {LoopFmaAvx2, 16}, {LoopDotBf16, 64}};
 
 }  // namespace
 

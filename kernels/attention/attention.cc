@@ -69,6 +69,9 @@ struct Cut {
   int64_t partial_rows = 0;  // one for each row and segment of units that are cut
 };
 
+// Tasks of a thread from which it may know the next one: it then takes what another thread might.
+constexpr int64_t kManyTasks = 4;
+
 // Units of at most kMaxRows rows. Where there are too few for the threads: cut by segments of the
 // keys, or where contexts are short into fewer rows, which reads pages more than once. How it is
 // cut changes no bit.
@@ -135,6 +138,19 @@ TileTask MakeTask(const AttentionParams& params, const AttentionSequence& sequen
   return task;
 }
 
+// The pages of `unit` from its segment `segment` on: what the thread reads after the task.
+void AddNext(const AttentionParams& params, const AttentionSequence& sequence, const Unit& unit,
+             int32_t segment, TileTask& task) {
+  const int group = params.group_begin[unit.kv_head + 1] - params.group_begin[unit.kv_head];
+  const int32_t segment_begin = (unit.segment_begin + std::max(segment, 0)) * kSegmentTokens;
+  const int32_t first = FirstKey(params, sequence.position + unit.begin / group);
+  const int32_t begin = std::max(first, segment_begin) / kPageTokens;
+  const int32_t last = (sequence.position + (unit.end - 1) / group) / kPageTokens;
+  task.next_pages = sequence.pages + begin;
+  task.next_page_count = last + 1 - begin;
+  task.next_pool = params.pool + params.layer_offset + unit.kv_head * params.layout.head_bytes();
+}
+
 TileScratch& ThreadScratch() {
   thread_local std::unique_ptr<TileScratch> scratch = std::make_unique<TileScratch>();
   return *scratch;  // NOLINT(clang-analyzer-cplusplus.NewDelete): it lives as long as its thread
@@ -147,19 +163,24 @@ float* Partials(int64_t values) {
   return partials.data();
 }
 
-// work(i) for every i < count, each on some thread.
+// work(i, next) for every i < count, each on some thread; next: what that thread does afterwards,
+// or -1 where it does not know.
 template <class Work>
 void ForEach(ThreadTeam& team, int64_t count, const Work& work) {
   if (count <= 1 || team.size() == 1) {
-    for (int64_t i = 0; i < count; ++i) work(i);
+    for (int64_t i = count - 1; i >= 0; --i) work(i, i - 1);
     return;
   }
-  // Taken from the back: the last rows of a chunk see the most keys.
+  // Taken from the back: the last rows of a chunk see the most keys. Where there are many, a thread
+  // takes its next one before it begins with this one.
+  const bool many = count >= kManyTasks * team.size();
   std::atomic<int64_t> left{count};
   team.Run([&](int) {
-    for (int64_t i = left.fetch_sub(1, std::memory_order_relaxed) - 1; i >= 0;
-         i = left.fetch_sub(1, std::memory_order_relaxed) - 1) {
-      work(i);
+    const auto take = [&] { return left.fetch_sub(1, std::memory_order_relaxed) - 1; };
+    for (int64_t i = take(), next; i >= 0; i = next) {
+      next = many ? take() : -1;
+      work(i, next);
+      if (!many) next = take();
     }
   });
 }
@@ -186,10 +207,14 @@ void PagedAttention(ThreadTeam& team, const AttentionParams& params,
   const int64_t stride = params.layout.value_columns() + 32;
   float* partials = Partials(cut.partial_rows * stride);
 
-  const auto work = [&](int64_t i) {
+  const auto work = [&](int64_t i, int64_t next) {
     const Task& part = cut.tasks[i];
     const Unit& unit = cut.units[part.unit];
     TileTask task = MakeTask(params, sequences[unit.sequence], unit);
+    if (next >= 0) {
+      const Unit& after = cut.units[cut.tasks[next].unit];
+      AddNext(params, sequences[after.sequence], after, cut.tasks[next].segment, task);
+    }
     if (part.segment >= 0) {
       task.segment = unit.segment_begin + part.segment;
       for (int r = 0; r < task.rows; ++r) {
@@ -203,7 +228,7 @@ void PagedAttention(ThreadTeam& team, const AttentionParams& params,
   if (cut.partial_rows == 0) return;
 
   // Every query has been read: out may be q.
-  ForEach(team, static_cast<int64_t>(cut.tasks.size()), [&](int64_t i) {
+  ForEach(team, static_cast<int64_t>(cut.tasks.size()), [&](int64_t i, int64_t) {
     const Task& part = cut.tasks[i];
     if (part.segment != 0) return;
     const Unit& unit = cut.units[part.unit];

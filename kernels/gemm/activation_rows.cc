@@ -6,6 +6,7 @@
 #include "common/base/check.h"
 #include "common/base/half.h"
 #include "kernels/gemm/internal/activations.h"
+#include "kernels/gemm/internal/tile_amx.h"
 
 namespace lapidary {
 
@@ -15,6 +16,8 @@ constexpr float kTiny = 1e-30f;  // 127 / kTiny is still finite
 
 // Below this many values the barrier costs more than it brings.
 constexpr int64_t kValuesWorthThreads = 8192;
+// Rows of a thread from which those that share lines with its neighbours are few.
+constexpr int64_t kRowsWorthThreads = 32;
 
 // Blocks of 32 values that lie in x, or in a zero-padded copy of the last ones.
 class BlockReader {
@@ -107,8 +110,8 @@ void Size(Int8Rows& out, bool used, int64_t rows, int64_t k, int block) {
   out.set = used;
   if (!used) return;
   out.row_blocks = rows * (k / block);
-  EnsureBytes(out.x, rows * k);
-  EnsureBytes(out.scales, out.row_blocks * sizeof(BlockScale));
+  EnsureBytes(out.x, rows * k + kAmxRowsBeyond * block);
+  EnsureBytes(out.scales, (out.row_blocks + kAmxRowsBeyond) * sizeof(BlockScale));
   EnsureBytes(out.starts, out.row_blocks * sizeof(int32_t) * kPlaneZeroPoints.size());
 }
 
@@ -149,40 +152,45 @@ void ActivationRows::Set(ThreadTeam& team, const float* x, int64_t rows, int64_t
   Size(impl.by16, int8 && blocks != ActivationBlocks::k32, impl.row_stride, impl.padded_k, 16);
   if (!int8) EnsureBytes(impl.floats, impl.row_stride * impl.padded_k * sizeof(float));
 
-  // Row by row: x is read in one stream (down the columns every block of a wide matrix would be
-  // another page), and the two rows that share a line of int8 follow each other.
-  const int64_t row_blocks = impl.padded_k / kBlockK;
-  const int64_t units = rows * row_blocks, stride = impl.row_stride;
-  auto convert = [&](int64_t begin, int64_t end) {
+  // Blocks [begin, end) of rows [first, last), row by row: x is read in streams (down the columns
+  // every block of a wide matrix would be another page), and the two rows that share a line of int8
+  // follow each other.
+  const int64_t row_blocks = impl.padded_k / kBlockK, stride = impl.row_stride;
+  auto convert = [&](int64_t first, int64_t last, int64_t begin, int64_t end) {
     BlockReader reader(x, k, x_stride);
-    int64_t row = begin / row_blocks, b = begin % row_blocks;
-    for (int64_t unit = begin; unit < end; ++unit) {
-      const float* in = reader.Get(row, b);
-      const int64_t at = b * stride + row;
-      if (impl.by32.set) QuantizeBlock<4>(in, at, impl.by32);
-      if (impl.by16.set) {
-        QuantizeBlock<2>(in, 2 * b * stride + row, impl.by16);
-        QuantizeBlock<2>(in + 16, (2 * b + 1) * stride + row, impl.by16);
-      }
-      if (arithmetic == Arithmetic::kDotBf16) {
-        StoreBf16(in, reinterpret_cast<uint16_t*>(impl.floats.data()) + at * kBlockK);
-      } else if (!int8 && round_to_bf16) {
-        StoreRounded(in, reinterpret_cast<float*>(impl.floats.data()) + at * kBlockK);
-      } else if (!int8) {
-        memcpy(impl.floats.data() + at * kBlockK * sizeof(float), in, kBlockK * sizeof(float));
-      }
-      if (++b == row_blocks) {
-        b = 0;
-        ++row;
+    for (int64_t row = first; row < last; ++row) {
+      for (int64_t b = begin; b < end; ++b) {
+        const float* in = reader.Get(row, b);
+        const int64_t at = b * stride + row;
+        if (impl.by32.set) QuantizeBlock<4>(in, at, impl.by32);
+        if (impl.by16.set) {
+          QuantizeBlock<2>(in, 2 * b * stride + row, impl.by16);
+          QuantizeBlock<2>(in + 16, (2 * b + 1) * stride + row, impl.by16);
+        }
+        if (arithmetic == Arithmetic::kDotBf16) {
+          StoreBf16(in, reinterpret_cast<uint16_t*>(impl.floats.data()) + at * kBlockK);
+        } else if (!int8 && round_to_bf16) {
+          StoreRounded(in, reinterpret_cast<float*>(impl.floats.data()) + at * kBlockK);
+        } else if (!int8) {
+          memcpy(impl.floats.data() + at * kBlockK * sizeof(float), in, kBlockK * sizeof(float));
+        }
       }
     }
   };
-  if (units * kBlockK < kValuesWorthThreads) {
-    convert(0, units);
+  if (rows * impl.padded_k < kValuesWorthThreads) {
+    convert(0, rows, 0, row_blocks);
     return;
   }
+  // The rows of a block share cache lines, which two threads would take from each other (four times
+  // the time at 16 rows): few rows are split by blocks.
   team.Run([&](int t) {
-    convert(ThreadTeam::Begin(units, t, team.size()), ThreadTeam::Begin(units, t + 1, team.size()));
+    const auto begin = [&](int64_t total) { return ThreadTeam::Begin(total, t, team.size()); };
+    const auto end = [&](int64_t total) { return ThreadTeam::Begin(total, t + 1, team.size()); };
+    if (rows >= kRowsWorthThreads * team.size()) {
+      convert(begin(rows), end(rows), 0, row_blocks);
+    } else {
+      convert(0, rows, begin(row_blocks), end(row_blocks));
+    }
   });
 }
 

@@ -3,6 +3,9 @@
 // Up to a tile of rows: one pass, the panel streams from memory. More: equal chunks of K stay in L1
 // while all rows pass over them and accumulators wait in a scratch. Above 64 rows four panels share
 // one pass over a chunk of the activations (L2), 256 rows at a time.
+//
+// AMX (tile_amx.h) goes through the weights as they lie, up to 64 rows beside them; more rows come
+// back to them while they are in L2.
 #include "kernels/gemm/matmul.h"
 
 #include <immintrin.h>
@@ -22,6 +25,8 @@ namespace {
 constexpr int64_t kPrefetchAhead = 4096;               // bytes
 constexpr int64_t kStreamingBytes = int64_t{1} << 20;  // a larger result leaves the caches anyway
 constexpr int64_t kMinPartRows = 64;                   // a chunk read again costs less than these
+constexpr int64_t kAmxFewRows = 11;                    // up to here vpdpbusd is as fast
+constexpr int64_t kAmxGroupBytes = 512 << 10;          // of weights, in L2
 constexpr int64_t kScratchFloats = kMaxGroup * kScratchRows * kPanelColumns;
 
 int64_t CeilDiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
@@ -39,6 +44,7 @@ int64_t ChunkBytes() {
 const TileSet& Tiles(Arithmetic arithmetic, WeightFormat format) {
   static const bool gfni = __builtin_cpu_supports("gfni");
   switch (arithmetic) {
+    case Arithmetic::kInt8Amx:  // for few rows
     case Arithmetic::kInt8Vnni:
       return gfni && kVnniGfniTiles.widen[static_cast<int>(format)] != nullptr ? kVnniGfniTiles
                                                                                : kVnniTiles;
@@ -90,6 +96,48 @@ void StoreRow(const Job& job, const float* acc, int64_t row, int64_t panel) {
     } else {
       _mm256_storeu_ps(y + i, v);
     }
+  }
+}
+
+// The same part of the product with AMX: rows in passes of up to 64, in tiles of equal size.
+void StreamGroup(const Job& job, int64_t panel_begin, int64_t panel_end, int64_t row_begin,
+                 int64_t row_end, float* scratch) {
+  const PackedWeight& w = job.w;
+  int64_t row = row_begin, tiles_left = CeilDiv(row_end - row_begin, kAmxMostRows);
+  for (int64_t passes = CeilDiv(tiles_left, kAmxMostTiles); passes > 0; --passes) {
+    const int64_t tiles = CeilDiv(tiles_left, passes);
+    const int64_t rows = std::min(tiles * kAmxMostRows, row_end - row);
+    const int64_t tile_rows =
+        std::max<int64_t>(kAmxLeastRows, CeilDiv(CeilDiv(rows, tiles), 2) * 2);
+    struct Pass {
+      const Job& job;
+      const float* acc;
+      int64_t panel_begin, panel_end, row, rows;
+    } pass{job, scratch, panel_begin, panel_end, row, rows};
+    const auto store = [](void* context, int64_t panel) {
+      const Pass& p = *static_cast<const Pass*>(context);
+      const int64_t first = p.panel_begin + panel;
+      const int64_t panels = std::min<int64_t>(kAmxPanels, p.panel_end - first);
+      for (int64_t r = 0; r < p.rows; ++r) {
+        for (int64_t i = 0; i < panels; ++i) {
+          StoreRow(p.job, p.acc + (r * kAmxPanels + i) * kPanelColumns, p.row + r, first + i);
+        }
+      }
+    };
+    job.plan.amx[(tile_rows - kAmxLeastRows) / 2](
+        {.w = w.data.data() + panel_begin * w.panel_bytes(),
+         .x = reinterpret_cast<const int8_t*>(job.x) + row * job.x_row_bytes,
+         .scale = job.scale + row,
+         .x_stride = job.row_stride * job.x_row_bytes,
+         .row_stride = job.row_stride,
+         .blocks = w.blocks(),
+         .panels = panel_end - panel_begin,
+         .tiles = static_cast<int>(tiles),
+         .acc = scratch,
+         .done = store,
+         .context = &pass});
+    row += rows;
+    tiles_left -= tiles;
   }
 }
 
@@ -158,6 +206,16 @@ MatmulPlan PlanMatmul(const PackedWeight& w, int64_t rows, Arithmetic arithmetic
   const int format = static_cast<int>(w.format);
   const TileSet& set = Tiles(arithmetic, w.format);
   MatmulPlan plan;
+  if (arithmetic == Arithmetic::kInt8Amx && rows > kAmxFewRows &&
+      kAmxKernels[format][0] != nullptr) {
+    plan.amx = kAmxKernels[format];
+    plan.unit_panels = kAmxPanels;
+    const int64_t pairs = kAmxGroupBytes / (kAmxPanels * w.panel_bytes());
+    plan.group_panels = rows <= kAmxMostTiles * kAmxMostRows
+                            ? w.panels() + kAmxPanels
+                            : kAmxPanels * std::max<int64_t>(1, pairs);
+    return plan;
+  }
   plan.tiles = set.tile[format];
   plan.max_rows = set.max_rows;
   plan.tile_block_bytes = Info(w.format).block_bytes;
@@ -184,7 +242,7 @@ void Matmul(ThreadTeam& team, const PackedWeight& w, const ActivationRows& activ
   LAPIDARY_CHECK(x.k == w.k && Fits(x.arithmetic, w.format));
   if (x.rows == 0 || w.n == 0) return;
   const MatmulPlan plan = PlanMatmul(w, x.rows, x.arithmetic);
-  LAPIDARY_CHECK(plan.tiles[0][0] != nullptr);
+  LAPIDARY_CHECK(plan.amx != nullptr ? plan.amx[0] != nullptr : plan.tiles[0][0] != nullptr);
   const WeightFormatInfo& info = Info(w.format);
   Job job{.w = w,
           .plan = plan,
@@ -207,22 +265,29 @@ void Matmul(ThreadTeam& team, const PackedWeight& w, const ActivationRows& activ
   const int64_t widened_bytes =
       plan.widen == nullptr ? 0 : plan.chunk_blocks * plan.tile_block_bytes;
 
-  // A thread takes a contiguous run of units: panels of one part of the rows, then of the next.
-  const int64_t panels = w.panels(), parts = RowParts(panels, x.rows, team.size());
+  // A thread takes a contiguous run of units: of one part of the rows, then of the next.
+  const int64_t units = CeilDiv(w.panels(), plan.unit_panels);
+  const int64_t parts = RowParts(units, x.rows, team.size());
   team.Run([&](int thread) {
-    const int64_t begin = ThreadTeam::Begin(panels * parts, thread, team.size());
-    const int64_t end = ThreadTeam::Begin(panels * parts, thread + 1, team.size());
+    const int64_t begin = ThreadTeam::Begin(units * parts, thread, team.size());
+    const int64_t end = ThreadTeam::Begin(units * parts, thread + 1, team.size());
     if (begin == end) return;
     auto* scratch = reinterpret_cast<float*>(
         ThreadTeam::Scratch(kScratchFloats * sizeof(float) + widened_bytes));
-    for (int64_t unit = begin; unit < end;) {
-      const int64_t part = unit / panels, p = unit % panels;
-      const int64_t last = std::min({p + plan.group_panels, panels, p + end - unit});
-      const int64_t row_end = x.rows * (part + 1) / parts;
-      for (int64_t m = x.rows * part / parts; m < row_end; m += kScratchRows) {
-        RunGroup(job, p, last, m, std::min(m + kScratchRows, row_end), scratch);
+    for (int64_t i = begin; i < end;) {
+      const int64_t part = i / units, unit = i % units;
+      const int64_t count = std::min({plan.group_panels / plan.unit_panels, units - unit, end - i});
+      const int64_t p = unit * plan.unit_panels;
+      const int64_t last = std::min(p + count * plan.unit_panels, w.panels());
+      const int64_t row_begin = x.rows * part / parts, row_end = x.rows * (part + 1) / parts;
+      if (plan.amx != nullptr) {
+        StreamGroup(job, p, last, row_begin, row_end, scratch);
+      } else {
+        for (int64_t m = row_begin; m < row_end; m += kScratchRows) {
+          RunGroup(job, p, last, m, std::min(m + kScratchRows, row_end), scratch);
+        }
       }
-      unit += last - p;
+      i += count;
     }
     // Streaming stores are ordered by nothing else, not even by the barrier.
     if (job.streaming) _mm_sfence();

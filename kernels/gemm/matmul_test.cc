@@ -119,7 +119,8 @@ TEST_P(MatmulTest, ARowHasTheSameBitsInEveryBatch) {
     for (Arithmetic arithmetic : SupportedFor(GetParam())) {
       const Product p{w, arithmetic};
       const std::vector<float> all = Multiply(*team, p, x, 0, kRows);
-      for (int64_t rows : {1, 2, 3, 4, 5, 6, 7, 8, 11, 12, 13, 15, 16, 31, 63, 64, 65, 257}) {
+      for (int64_t rows :
+           {1, 2, 3, 4, 5, 6, 7, 8, 11, 12, 13, 15, 16, 17, 31, 33, 49, 64, 65, 257}) {
         const int64_t first = rows * 37 % (kRows - rows + 1);
         EXPECT_TRUE(SameBits(Multiply(*team, p, x, first, rows), &all[first * shape.n]))
             << Name(arithmetic) << " n " << shape.n << " rows " << rows;
@@ -133,7 +134,7 @@ TEST_P(MatmulTest, InstructionSetsAndThreadsGiveTheSameBits) {
   for (const Shape& shape : kShapes) {
     const TestWeight w = MakeWeight(GetParam(), shape.n, shape.k, 9);
     const std::vector<float> x = Gaussian(70 * shape.k, 13);
-    for (int64_t rows : {1, 6, 70}) {
+    for (int64_t rows : {1, 6, 12, 20, 70}) {
       const Arithmetic base =
           IsQuantized(GetParam()) ? Arithmetic::kInt8Avx2 : Arithmetic::kFmaAvx2;
       const std::vector<float> expected = Multiply(*one, {w, base}, x, 0, rows);
@@ -277,6 +278,24 @@ TEST(Matmul, RowsInPartsAreTheSame) {
       const std::vector<float> expected = Multiply(*one, {w, arithmetic}, x, 0, rows);
       EXPECT_TRUE(SameBits(expected, Multiply(*wide, {w, arithmetic}, x, 0, rows).data())) << rows;
     }
+  }
+}
+
+// Many panels and rows: AMX comes back to a group of panels for every 64 rows. An odd number of
+// panels, an odd number of blocks, a ragged end of both.
+TEST(Matmul, AmxInGroupsOfPanelsIsTheSame) {
+  if (!Supported(Arithmetic::kInt8Amx)) GTEST_SKIP() << "no AMX here";
+  const auto team = ThreadTeam::Create(1, {});
+  constexpr int64_t kN = 1030, kK = 1050, kRows = 150;
+  const std::vector<float> x = Gaussian(kRows * kK, 6);
+  for (WeightFormat format : {WeightFormat::kQ8, WeightFormat::kQ4Min, WeightFormat::kQ5}) {
+    const TestWeight w = MakeWeight(format, kN, kK, 5);
+    const MatmulPlan plan = PlanMatmul(w.packed, kRows, Arithmetic::kInt8Amx);
+    ASSERT_NE(plan.amx, nullptr);
+    ASSERT_LT(plan.group_panels, w.packed.panels());
+    const std::vector<float> expected = Multiply(*team, {w, Arithmetic::kInt8Vnni}, x, 0, kRows);
+    EXPECT_TRUE(SameBits(expected, Multiply(*team, {w, Arithmetic::kInt8Amx}, x, 0, kRows).data()))
+        << Info(format).name;
   }
 }
 

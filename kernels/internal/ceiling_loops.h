@@ -9,6 +9,7 @@ namespace lapidary {
 constexpr int64_t kCeilingSteps = 100000;
 constexpr int kCeilingChains = 12;
 
+void LoopAmx();         // products of 16 x 64 by 64 x 16, fewer steps: 512 per chain and step
 void LoopVnni();        // 128 operations per chain and step
 void LoopMaddAvx512();  // vpmaddubsw, vpmaddwd, vpaddd: 128
 void LoopMaddAvx2();    // 64

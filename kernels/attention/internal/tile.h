@@ -26,6 +26,11 @@ struct TileTask {
   const uint8_t* pool = nullptr;  // plus the head's offset inside a page
   int64_t page_bytes = 0;
   const int32_t* pages = nullptr;
+  // What the thread reads after this task, fetched while it ends: null, or the first pages and
+  // where the head lies in them.
+  const int32_t* next_pages = nullptr;
+  int next_page_count = 0;
+  const uint8_t* next_pool = nullptr;
   int rows = 0;              // 1 to kMaxRows
   const float* q[kMaxRows];  // [head_dim]
   float* out[kMaxRows];      // [head_dim]; may be q

@@ -129,9 +129,14 @@ inline void RunSegment(const TileTask& task, int row, int32_t first, int32_t las
     // The passes over a page fetch the page four further on, each a part, evenly: sixteen lines can
     // be on their way at a time, and a burst would have to wait for them.
     int64_t ahead[kBlockPages] = {};
-    for (int j = 0; j < pages && page + kBlockPages + j < fetch_end; ++j) {
-      ahead[j] =
-          task.pool + int64_t{task.pages[page + kBlockPages + j]} * task.page_bytes - keys[j];
+    for (int j = 0; j < pages; ++j) {
+      const int32_t fetched = page + kBlockPages + j;
+      if (fetched < fetch_end) {
+        ahead[j] = task.pool + int64_t{task.pages[fetched]} * task.page_bytes - keys[j];
+      } else if (fetched - fetch_end < task.next_page_count) {
+        const int32_t next = task.next_pages[fetched - fetch_end];
+        ahead[j] = task.next_pool + int64_t{next} * task.page_bytes - keys[j];
+      }
     }
 
     for (int j = 0; j < pages; ++j) {

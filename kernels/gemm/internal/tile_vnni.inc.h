@@ -9,66 +9,17 @@
 
 #include <cstdint>
 
+#include "kernels/gemm/internal/codes_avx512.inc.h"
 #include "kernels/gemm/internal/prefetch.inc.h"
 #include "kernels/gemm/internal/tile.h"
 
 namespace lapidary {
 namespace {
 
-[[gnu::always_inline]] inline __m512i Load(const void* p) { return _mm512_loadu_si512(p); }
-[[gnu::always_inline]] inline __m512 LoadHalf(const uint8_t* p) {
-  return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
-}
 // A broadcast that stays a load: GCC would otherwise keep it in a register and spill another.
 [[gnu::always_inline]] inline __m512i Broadcast32(const void* p) {
   return _mm512_set1_epi32(*static_cast<const int32_t*>(p));
 }
-
-// A format tells how to get 16 columns x 4 k of unsigned codes: step 0..7 of a block, half 0..1.
-template <bool kHasMin>
-struct CodesQ8 {
-  static constexpr int kSteps = 8, kCodes = kHasMin ? 128 : 64, kBytes = kCodes + 1024;
-  static constexpr bool kMin = kHasMin;
-  static constexpr Start kStart = kHasMin ? Start::kConstant : Start::kInScale;
-  [[gnu::always_inline]] static __m512i Get(const uint8_t* block, int step, int half) {
-    return Load(block + kCodes + step * 128 + half * 64);
-  }
-};
-struct CodesQ8Block16 : CodesQ8<false> {
-  static constexpr int kSteps = 4, kBytes = 64 + 512;
-};
-template <bool kHasMin, bool kGfni>
-struct CodesQ4 {
-  static constexpr int kSteps = 8, kCodes = kHasMin ? 128 : 64, kBytes = kCodes + 512;
-  static constexpr int kZeroPoint = 8;
-  static constexpr bool kMin = kHasMin;
-  static constexpr Start kStart = kHasMin ? Start::kConstant : Start::kPlane;
-  [[gnu::always_inline]] static __m512i Get(const uint8_t* block, int step, int half) {
-    const __m512i v = Load(block + kCodes + step / 2 * 128 + half * 64);
-    if (step % 2 == 0) return _mm512_and_si512(v, _mm512_set1_epi8(15));
-#ifdef __GFNI__
-    // Shift right by 4 within bytes, as a bit-matrix product: one instruction for two.
-    if constexpr (kGfni) {
-      return _mm512_gf2p8affine_epi64_epi8(v, _mm512_set1_epi64(0x1020408000000000), 0);
-    }
-#endif
-    return _mm512_and_si512(_mm512_srli_epi16(v, 4), _mm512_set1_epi8(15));
-  }
-};
-template <bool kHasMin, bool kGfni>
-struct CodesQ5 {
-  using Nibbles = CodesQ4<kHasMin, kGfni>;
-  static constexpr int kSteps = 8, kCodes = Nibbles::kCodes, kBytes = kCodes + 512 + 128;
-  static constexpr int kZeroPoint = 16;
-  static constexpr bool kMin = kHasMin;
-  static constexpr Start kStart = Nibbles::kStart;
-  [[gnu::always_inline]] static __m512i Get(const uint8_t* block, int step, int half) {
-    const __m512i low = Nibbles::Get(block, step, half);
-    const uint8_t* bits = block + kCodes + 512 + step * 16 + half * 8;
-    const __mmask64 high = *reinterpret_cast<const __mmask64*>(bits);
-    return _mm512_mask_add_epi8(low, high, low, _mm512_set1_epi8(16));
-  }
-};
 
 template <int kRows, bool kStream, class Codes>
 void Tile(const TileArgs& a) {
@@ -143,12 +94,10 @@ void Widen(const uint8_t* in, int64_t blocks, uint8_t* out) {
   using Wide = CodesQ8<Codes::kMin>;
   for (int64_t b = 0; b < blocks; ++b, in += Codes::kBytes, out += Wide::kBytes) {
     for (int i = 0; i < Codes::kCodes; i += 64) _mm512_store_si512(out + i, Load(in + i));
-    // Without a min the zero point moves to 128: the same integers w - zero, so the same bits.
-    const __m512i shift = _mm512_set1_epi8(Codes::kMin ? 0 : 128 - Codes::kZeroPoint);
+      // With the zero point the start moves: the same integers w - zero, so the same bits.
 #pragma GCC unroll 16
     for (int i = 0; i < 16; ++i) {
-      _mm512_store_si512(out + Wide::kCodes + i * 64,
-                         _mm512_add_epi8(Codes::Get(in, i / 2, i % 2), shift));
+      _mm512_store_si512(out + Wide::kCodes + i * 64, Codes::Widened(in, i / 2, i % 2));
     }
   }
 }
