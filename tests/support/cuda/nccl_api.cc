@@ -259,7 +259,7 @@ ncclResult_t ncclCommInitAll(ncclComm_t* comms, int devices, const int* list) {
 ncclResult_t ncclCommGetAsyncError(ncclComm_t handle, ncclResult_t* error) {
   const auto comm = Find(handle);
   if (!comm || !error) return Refuse(ncclInvalidArgument, "no such communicator");
-  if (comm->state() == ncclSuccess) comm->FindLoss();
+  if (comm->state() == ncclSuccess) comm->FindLoss(false);
   *error = comm->state();
   int one = 1;
   if (*error == ncclSuccess && comm->answers_in_progress.compare_exchange_strong(one, 0)) {

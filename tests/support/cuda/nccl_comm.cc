@@ -62,7 +62,7 @@ ncclResult_t Comm::WaitForAll() {
     }
     if (joined == ranks_) break;
     if (aborted_) Fail(ncclInternalError, "aborted while it was being set up");
-    if (aborted_ || FindLoss()) return state_;
+    if (aborted_ || FindLoss(true)) return state_;
     if (NowMs() - begin > 1000 * NcclTimeoutSeconds()) {
       Fail(ncclRemoteError, "only " + std::to_string(joined) + " of " + std::to_string(ranks_) +
                                 " ranks have joined in time");
@@ -96,29 +96,36 @@ void Comm::Fail(ncclResult_t error, const std::string& why) {
   state_ = error;
 }
 
-bool Comm::Absent(int rank) {
+bool Comm::Gone(int rank, bool also_left) {
   switch (segment().rank[rank].state) {
     case RankState::kAbsent:
       return false;  // not yet there
     case RankState::kJoined:
       return !file_.IsHeld(rank);
     case RankState::kLeft:
+      return also_left;
     case RankState::kAborted:
       return true;
   }
   return false;
 }
 
-bool Comm::FindLoss() {
+int Comm::FindGone(bool also_left) {
   const double now = NowMs();
-  if (now - last_look_ms_ < kLookMs) return false;
+  if (now - last_look_ms_ < kLookMs) return -1;
   last_look_ms_ = now;
   for (int r = 0; r < ranks_; ++r) {
-    if (r == rank_ || !Absent(r)) continue;
-    Fail(ncclRemoteError, "rank " + std::to_string(r) + " is gone");
-    return true;
+    if (r != rank_ && Gone(r, also_left)) return r;
   }
-  return false;
+  return -1;
+}
+
+void Comm::Lose(int rank) { Fail(ncclRemoteError, "rank " + std::to_string(rank) + " is gone"); }
+
+bool Comm::FindLoss(bool also_left) {
+  const int gone = FindGone(also_left);
+  if (gone >= 0) Lose(gone);
+  return gone >= 0;
 }
 
 void Comm::Abort() {

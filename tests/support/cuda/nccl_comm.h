@@ -36,8 +36,10 @@ class Comm {
   void SetState(ncclResult_t state) { state_ = state; }
   // The first error stays.
   void Fail(ncclResult_t error, const std::string& why);
-  // Looks for ranks that have died or left; whether one has.
-  bool FindLoss();
+  // A rank that has died or aborted, or -1; also_left: or ended well. Looks now and then only.
+  int FindGone(bool also_left);
+  void Lose(int rank);  // the communicator has failed: this rank is gone
+  bool FindLoss(bool also_left);
 
   bool aborted() const { return aborted_; }
   void Abort();
@@ -49,7 +51,7 @@ class Comm {
   std::atomic<int> answers_in_progress{0};
 
  private:
-  bool Absent(int rank);
+  bool Gone(int rank, bool also_left);
 
   const int ranks_, rank_, device_;
   const bool blocking_;

@@ -21,6 +21,8 @@ class NcclWork : public Work {
   explicit NcclWork(std::shared_ptr<Comm> comm) : comm_(std::move(comm)) { moved_ms_ = NowMs(); }
 
   bool Run() final {
+    // Looked for first: what a rank gave before it went is taken, if it is all that was waited for.
+    const int gone = comm_->FindGone(true);
     for (int spin = 0; spin < kSpins; ++spin) {
       if (comm_->aborted()) return true;  // what it would have written is undefined
       if (Advance()) {
@@ -32,7 +34,7 @@ class NcclWork : public Work {
       sched_yield();
     }
     // A lost rank is told by ncclCommGetAsyncError; the operation hangs, as it does on a GPU.
-    comm_->FindLoss();
+    if (gone >= 0) comm_->Lose(gone);
     if (NowMs() - moved_ms_ > 1000 * NcclTimeoutSeconds()) {
       Break(ncclRemoteError, "nobody answers: SIMT_NCCL_TIMEOUT_S is over");
     }
