@@ -294,6 +294,8 @@ std::vector<Case> Cases() {
     cases.back().misaligned = 1;
     cases.push_back(split(512, 64));
     cases.back().misaligned = 4;
+    cases.push_back(split(512, 64));
+    cases.back().misaligned = 2;
     cases.push_back(split(256, 128));
     cases.back().v_norm = cases.back().qk_norm = false;
     cases.push_back(split(256, 128));

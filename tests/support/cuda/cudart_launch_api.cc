@@ -11,6 +11,7 @@
 #include "tests/support/cuda/cudart_device.h"
 #include "tests/support/cuda/cudart_error.h"
 #include "tests/support/cuda/cudart_stream.h"
+#include "tests/support/cuda/launch_log.h"
 
 namespace lapidary::standin {
 namespace {
@@ -56,6 +57,7 @@ cudaError_t EnqueueKernel(const void* function, const Grid& grid, cudaStream_t s
   const auto s = FindStream(stream);
   if (!s) return Return(cudaErrorInvalidResourceHandle);
   LAPIDARY_RETURN_IF(CheckShape(grid, function));
+  NoteLaunch(function);
   Grid limited = grid;
   limited.shared_limit = static_cast<size_t>(GetConfig().chip.shared_optin);
   return Return(Push(s, {.name = "kernel", .make = Once([limited, body = std::move(body)] {
