@@ -1,11 +1,16 @@
 #include <gtest/gtest.h>
 
+#include <algorithm>
+#include <cstdio>
 #include <numeric>
 #include <vector>
 
 #include "kernels/gemm/product_cuda_test_support.h"
 #include "kernels/gemm/stream_product_cuda.h"
 #include "kernels/gemm/stream_product_plan.h"
+#ifdef LAPIDARY_EMULATION
+#include "kernels/simt/report.h"
+#endif
 
 namespace lapidary {
 namespace {
@@ -277,6 +282,50 @@ INSTANTIATE_TEST_SUITE_P(Numbers, GroupedProductTest,
                          testing::Values(GpuNumber::kBf16, GpuNumber::kE4m3), [](const auto& info) {
                            return info.param == GpuNumber::kBf16 ? "bf16" : "e4m3";
                          });
+
+#ifdef LAPIDARY_EMULATION
+// Bytes of global memory that a decode step's expert products move, against the least they could:
+// the weights of the experts that are chosen, once; a token's row for each of its experts; outputs.
+TEST(GroupedBytesTest, ReadsTheChosenExpertsOnceAndLittleElse) {
+  const std::vector<int> one_token = {1, 0, 1, 0, 0, 1, 0, 1}, crowd = {3, 2, 0, 4, 1, 2, 3, 1};
+  struct Bytes {
+    const char* name;
+    Case c;
+  };
+  // 26B-A4B: M 2816, experts 704 wide; a part of the outputs.
+  const Bytes cases[] = {
+      {"gate and up, 1 token", {GpuNumber::kBf16, 352, 2816, one_token, 1, true}},
+      {"down, 1 token", {GpuNumber::kBf16, 352, 704, one_token, 0, false}},
+      {"gate and up, 8 tokens", {GpuNumber::kBf16, 352, 704, crowd, 8, true}},
+      {"gate and up, e4m3", {GpuNumber::kE4m3, 352, 2816, one_token, 1, true}},
+  };
+  for (const auto& [name, c] : cases) {
+    const Problem problem(c);
+    for (const Chip& chip : TestChips()) {
+      simt::ResetLaunchCounts();
+      GroupedParams p;
+      p.w = {.number = c.number, .tiled = true, .n = c.n, .k = c.k};
+      p.experts = c.experts();
+      p.max_slots = c.used();
+      Product(c, problem, PlanGrouped(p, chip), chip);
+      const simt::KernelCounts counts = simt::CountsOf("grouped_product");
+      const int64_t element = c.number == GpuNumber::kE4m3 ? 1 : 2;
+      const int64_t scales = c.number == GpuNumber::kE4m3 ? 4 : 0;
+      const auto chosen =
+          std::count_if(c.slots.begin(), c.slots.end(), [](int n) { return n > 0; });
+      const int64_t weights = chosen * c.n * (c.k * element + scales);
+      const int64_t least =
+          weights + c.used() * (c.k * element + scales + int64_t{c.outputs()} * 2);
+      const int64_t moved = counts.bytes_read + counts.bytes_written;
+      printf("%-22s sm_%d: %9ld bytes moved, %9ld at least (%.3f)\n", name, chip.compute_capability,
+             static_cast<long>(moved), static_cast<long>(least),
+             static_cast<double>(moved) / static_cast<double>(least));
+      EXPECT_GE(moved, least) << name;
+      EXPECT_LE(static_cast<double>(moved), 1.15 * static_cast<double>(least)) << name;
+    }
+  }
+}
+#endif
 
 TEST(GroupedLaunchTest, RefusesWhatItCannotDo) {
   const Chip hopper{.compute_capability = 90, .processors = 132, .shared_bytes = 227 << 10};

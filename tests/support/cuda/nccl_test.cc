@@ -201,6 +201,9 @@ TEST(Nccl, ArgumentsAreChecked) {
   });
 }
 TEST(Nccl, DifferentCollectivesAreReported) {
+  int devices = 0;
+  ASSERT_EQ(cudaGetDeviceCount(&devices), cudaSuccess);
+  std::atomic<int> reported{0};
   OnRanks(2, [&](Rank& r) {
     float* p = r.Device(std::vector<float>(8));
     const ncclResult_t called =
@@ -208,8 +211,12 @@ TEST(Nccl, DifferentCollectivesAreReported) {
                     : ncclAllReduce(p, p, 4, ncclFloat32, ncclSum, r.comm, r.stream);
     ASSERT_EQ(called, ncclSuccess);
     EXPECT_NE(cudaStreamSynchronize(r.stream), cudaSuccess);
-    EXPECT_EQ(r.AsyncError(), ncclInvalidUsage);
-    EXPECT_THAT(ncclGetLastError(r.comm), testing::HasSubstr("elements, rank"));
+    // On one device the first error ends the other rank's operation before it has looked.
+    if (devices > 1 || r.AsyncError() != ncclSuccess) {
+      EXPECT_EQ(r.AsyncError(), ncclInvalidUsage);
+      EXPECT_THAT(ncclGetLastError(r.comm), testing::HasSubstr("elements, rank"));
+      ++reported;
+    }
     while (true) {  // both have seen it before the device is made well again
       static std::atomic<int> seen{0};
       static std::atomic<bool> once[2];
@@ -219,6 +226,7 @@ TEST(Nccl, DifferentCollectivesAreReported) {
     }
     cudaDeviceReset();
   });
+  EXPECT_GE(reported, 1);
 }
 TEST(Nccl, ANonBlockingCommunicatorIsPolled) {
   ncclUniqueId id;
