@@ -7,13 +7,20 @@ emulated test notices it.
       --header kernels/attention/internal/decode_tile.h --sample 60 --json decode.json
 
 The build folder must hold the test and its _checked twin, built. A header is mutated in the files
-given, which must include it. Nothing in the source tree is touched.
+given, which must include it. Mutants are written to a temporary folder that hides the tree's files;
+nothing in the source tree is touched.
 
 A mutant counts as caught by a flavour whose test fails, crashes or hangs; `slow` means that bank
-conflicts grew. Survivors are printed at the end: each is a hole in the tests, or no mistake at all
-(then say why where the tests are).
+conflicts grew. The plain flavour runs in several orders until one catches the mutant (`-`: not run).
+Survivors are printed at the end: each is a hole in the tests, or no mistake at all (then say why in
+docs/gpu-mutations.md).
+
+  scripts/mutate_kernels.py --summary build/mutations/*.json
+
+prints one table of several runs. scripts/mutations is the run that check-all makes.
 """
 import argparse
+import itertools
 import json
 import os
 import pathlib
@@ -64,8 +71,8 @@ OPERATORS = [
     ("and-or", r" (&&|\|\|) ", [lambda m: " || " if m[1] == "&&" else " && "]),
     ("shift", r" (<<|>>) ", [lambda m: " >> " if m[1] == "<<" else " << "]),
     ("swizzle", r"(\w+|\([^()]*\)) \^ (\w+|\([^()]*\))", [r"(\1)"]),
-    ("drop-scaling", r"[\w.\[\]]+ \*= [^;]+;", [";"]),
-    ("drop-addition", r"[\w.\[\]]+ \+= [^;]+;", [";"]),
+    ("drop-scaling", rf"[\w.\[\]]+ \*= (?:[^;(){{}}]|{CALL})+;", [";"]),
+    ("drop-addition", rf"[\w.\[\]]+ \+= (?:[^;(){{}}]|{CALL})+;", [";"]),
     ("negate-if", rf"\bif \(((?:[^()]|\((?:[^()]|\([^()]*\))*\))*)\)", [r"if (!(\1))"]),
     ("drop-return", rf"\bif {CALL} (?:return|continue|break);", [";"]),
     ("drop-else-zero", r"([^=?;{}()]+|\([^()]*\)) \? ([^:?;]+) : (0(?:\.0f|u)?|uint4\{\}|-INFINITY)(?=[;,)])",
@@ -73,11 +80,15 @@ OPERATORS = [
     ("constant", r"(?<![\w.\[<])(\d+\.\d+f|[2-9]|\d\d+)(?![\w.\]>])",
      [lambda m: f"({m[1]} * 2)" if m[1].endswith("f") else f"({m[1]} + 1)"]),
 ]
+# Who waits for whom: few places, and what a GPU forgives most often.
+ORDERING = {"drop-syncthreads", "drop-syncwarp", "drop-named-barrier", "sync-to-arrive", "drop-mbarrier",
+            "drop-fence", "wrong-parity", "expect-less", "drop-commit", "drop-wait", "loosen-wait", "wrong-stage"}
 
 
 def blank(source):
-    """The source with comments, strings and preprocessor lines blanked, the same length."""
-    pattern = re.compile(r'//[^\n]*|/\*.*?\*/|"(?:\\.|[^"\\\n])*"|^[ \t]*#[^\n]*(?:\\\n[^\n]*)*', re.S | re.M)
+    """The source with comments, strings, preprocessor lines and what only nvcc reads blanked, the same length."""
+    pattern = re.compile(r'//[^\n]*|/\*.*?\*/|"(?:\\.|[^"\\\n])*"|^[ \t]*#[^\n]*(?:\\\n[^\n]*)*|__launch_bounds__' + CALL,
+                         re.S | re.M)
     return pattern.sub(lambda m: re.sub(r"[^\n]", " ", m[0]), source)
 
 
@@ -106,8 +117,8 @@ def find_mutants(path, operators):
             if name in ("index-off-by-one", "swap-fragments", "constant") and re.match(
                     r"\s*(constexpr|static|template|GPU_SHARED|GPU_DYN_SMEM|struct|using|enum)\b", line):
                 continue
-            if name == "index-off-by-one" and re.match(
-                    r"\s*(?:const )?[\w:]+(?:<[^<>]*>)? \w+" + re.escape(match[0]) + r"(\[\w+\])*\s*(=|;|\{)", line):
+            declared = re.match(r"\s*(?:const )?[\w:]+(?:<[^<>]*>)?((?: |, )\w+(?:\[[^\]]*\])+)+(?=\s*[=;{])", line)
+            if name == "index-off-by-one" and declared and match.start() - line_start < declared.end():
                 continue
             for replacement in replacements:
                 after = replacement(match) if callable(replacement) else match.expand(replacement)
@@ -119,6 +130,26 @@ def find_mutants(path, operators):
                     "source": source[:match.start()] + after + source[match.end():]})
     mutants.sort(key=lambda m: (m["file"], m["line"]))
     return mutants
+
+
+def draw(mutants, count, seed):
+    """One of every operator in turn, in a random order (ordering and others by turns), up to `count`."""
+    generator = random.Random(seed)
+    groups = {}
+    for m in mutants:
+        groups.setdefault(m["operator"], []).append(m)
+    names = sorted(groups)
+    generator.shuffle(names)
+    ordering, others = ([n for n in names if (n in ORDERING) == kind] for kind in (True, False))
+    order = [n for pair in itertools.zip_longest(ordering, others) for n in pair if n]
+    for name in order:
+        generator.shuffle(groups[name])
+    drawn = []
+    while len(drawn) < count and any(groups.values()):
+        for name in order:
+            if groups[name] and len(drawn) < count:
+                drawn.append(groups[name].pop())
+    return sorted(drawn, key=lambda m: (m["file"], m["line"]))
 
 
 class Build:
@@ -145,6 +176,12 @@ class Build:
             source = work / "overlay" / unit if unit in changed else ROOT / unit
             words = shlex.split(command)
             words = words[:words.index("-o")] + words[words.index("-o") + 4:]
+            if os.path.basename(words[0]) == "ccache":
+                words = words[1:]  # no mutant comes twice
+            for option, arguments in ("-MD", 0), ("-MT", 1), ("-MF", 1):  # the build folder stays
+                if option in words:
+                    at = words.index(option)
+                    del words[at:at + 1 + arguments]
             object_file = work / (self.test + "_" + pathlib.Path(unit).name + ".o")
             first = next(i for i, w in enumerate(words) if w.startswith("-I"))
             words.insert(first, f"-I{work / 'overlay'}")  # its headers hide the tree's
@@ -172,7 +209,7 @@ MODES = [  # name, checked, environment
 def run_test(binary, environment, limit, extra):
     """(caught, why, bank conflicts)"""
     try:
-        done = subprocess.run([str(binary), "--gtest_brief=1", *extra], cwd=ROOT, capture_output=True, text=True,
+        done = subprocess.run([str(binary), "--gtest_brief=1", "--gtest_fail_fast", *extra], cwd=ROOT, capture_output=True, text=True,
                               errors="replace", timeout=limit, env={**os.environ, **environment})
     except subprocess.TimeoutExpired:
         return True, "hangs", 0
@@ -189,21 +226,54 @@ def run_test(binary, environment, limit, extra):
     return True, f"signal {-done.returncode}" if done.returncode < 0 else "wrong result", conflicts
 
 
+def summarize(paths, at_least):
+    """A table of the results in JSON files, as Markdown; 1 if too few mutants were caught."""
+    def caught(mutant, checked):
+        return any(mutant["caught"].get(name) for name, is_checked, _ in MODES if is_checked == checked)
+
+    def row(name, mutants):
+        ran = [m for m in mutants if m["caught"] is not None]
+        plain, checked = ({i for i, m in enumerate(ran) if caught(m, c)} for c in (False, True))
+        print(f"| {name} | {len(ran)} | {len(plain)} | {len(checked)} | {len(checked - plain)} "
+              f"| {len(plain | checked)} | {len(ran) - len(plain | checked)} |")
+        return len(ran), len(plain | checked)
+
+    print("| kernel | mutants | plain | checked | checked alone | caught | survived |\n|---|---|---|---|---|---|---|")
+    everything = []
+    for path in paths:
+        mutants = json.loads(pathlib.Path(path).read_text())["mutants"]
+        row(pathlib.Path(path).stem, mutants)
+        everything += mutants
+    ran, total = row("all", everything)
+    drawn = {m["operator"] for m in everything if m["caught"] is not None}
+    print(f"\n{total} of {ran} caught ({100 * total / max(ran, 1):.1f} %), "
+          f"{len(everything) - ran} did not compile. Operators: {len(drawn)} of {len(OPERATORS)}; "
+          f"not drawn: {', '.join(o[0] for o in OPERATORS if o[0] not in drawn) or 'none'}")
+    return 0 if total >= at_least * ran else 1
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("units", nargs="+", help="device sources (.cu) that are compiled anew")
-    parser.add_argument("--test", required=True, help="target of the test, for example block_sum_cuda_test")
-    parser.add_argument("--header", action="append", default=[], help="mutate this header, and not the units")
+    parser.add_argument("--test", help="target of the test, for example block_sum_cuda_test")
+    parser.add_argument("--header", action="append", default=[], help="mutate these files, and not the units")
     parser.add_argument("--build", default="build/release")
     parser.add_argument("--operators", help="comma-separated; default all: " + ", ".join(o[0] for o in OPERATORS))
     parser.add_argument("--lines", help="only lines a-b")
-    parser.add_argument("--sample", type=int, help="so many mutants, drawn at random")
+    parser.add_argument("--sample", type=int, help="so many mutants, drawn at random, evenly over operators")
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--first", action="store_true", help="stop at the first flavour that catches a mutant")
+    parser.add_argument("--first", action="store_true", help="no checker for a mutant that the plain flavour catches")
+    parser.add_argument("--every-order", action="store_true", help="all orders of the plain flavour, always")
+    parser.add_argument("--summary", action="store_true", help="the arguments are JSON files: print their table")
+    parser.add_argument("--at-least", type=float, default=0, help="with --summary: fail below this share caught")
     parser.add_argument("--filter", help="--gtest_filter of the test")
     parser.add_argument("--json", help="write the results there")
     parser.add_argument("--list", action="store_true", help="print the mutants and stop")
     arguments = parser.parse_args()
+    if arguments.summary:
+        return summarize(arguments.units, arguments.at_least)
+    if not arguments.test:
+        parser.error("--test is missing")
 
     operators = arguments.operators.split(",") if arguments.operators else None
     mutants = [m for path in (arguments.header or arguments.units) for m in find_mutants(path, operators)]
@@ -211,8 +281,7 @@ def main():
         low, high = map(int, arguments.lines.split("-"))
         mutants = [m for m in mutants if low <= m["line"] <= high]
     if arguments.sample and arguments.sample < len(mutants):
-        mutants = sorted(random.Random(arguments.seed).sample(mutants, arguments.sample),
-                         key=lambda m: (m["file"], m["line"]))
+        mutants = draw(mutants, arguments.sample, arguments.seed)
     if arguments.list:
         for m in mutants:
             print(f"{m['file']}:{m['line']}  {m['operator']:18}  {m['before'][:50]}  ->  {m['after'][:50]}")
@@ -238,9 +307,11 @@ def main():
             return builds[checked].run(work, {mutant["file"]} if mutant else set())
 
         # Without a mistake everything must pass; it also says how long to wait.
-        limits, base_conflicts = {}, 0.0
+        limits, base_conflicts, binaries = {}, 0.0, {}
         for name, checked, environment in MODES:
-            binary, errors = build(checked, None)
+            if checked not in binaries:
+                binaries[checked], errors = build(checked, None)
+            binary = binaries[checked]
             if not binary:
                 sys.exit("the unchanged source does not build:\n" + errors[:3000])
             begin = time.time()
@@ -256,6 +327,8 @@ def main():
             result["caught"], result["why"], result["slow"] = {}, "", False
             binaries = {}
             for name, checked, environment in MODES:
+                if any(result["caught"].values()) and (arguments.first if checked else not arguments.every_order):
+                    continue
                 if checked not in binaries:
                     binaries[checked], _ = build(checked, mutant)
                 if not binaries[checked]:
@@ -267,11 +340,9 @@ def main():
                     result["why"] = why
                 if checked:
                     result["slow"] = conflicts > base_conflicts
-                if caught and arguments.first:
-                    break
             results.append(result)
             marks = ("does not compile" if result["caught"] is None else
-                     " ".join("x" if result["caught"].get(n) else "." for n in names))
+                     " ".join({True: "x", False: ".", None: "-"}[result["caught"].get(n)] for n in names))
             print(f"{index + 1:4}  {marks:16} {'slow' if result['slow'] else '    '} "
                   f"{pathlib.Path(mutant['file']).name}:{mutant['line']:<4} {mutant['operator']:17} "
                   f"{mutant['before'][:34]:34} -> {mutant['after'][:34]:34} {result['why']}", flush=True)

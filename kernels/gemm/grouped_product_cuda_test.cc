@@ -278,6 +278,25 @@ TEST_P(GroupedProductTest, ARecordedLaunchFollowsBegin) {
   }
 }
 
+#ifdef LAPIDARY_EMULATION
+// The grid is for the worst case; blocks that find no tile leave before they read weights.
+TEST_P(GroupedProductTest, BlocksWithoutATileTouchNothing) {
+  for (const auto& [chip, plan] : Variants(GetParam())) {
+    const Case c{.number = GetParam(), .n = 16, .k = 40, .slots = {0, 0, 0}, .spare = 30};
+    simt::ResetLaunchCounts();
+    Product(c, Problem(c), plan, chip);
+    int64_t blocks = 0;
+    for (const simt::KernelCounts& counts : simt::LaunchCounts()) {
+      blocks += counts.blocks;
+      EXPECT_EQ(counts.bytes_written, 0) << counts.kernel;
+      // begin[] is read plainly, which the checked flavour counts.
+      if (!simt::Checked()) EXPECT_EQ(counts.bytes_read, 0) << counts.kernel;
+    }
+    EXPECT_GT(blocks, 0);
+  }
+}
+#endif
+
 INSTANTIATE_TEST_SUITE_P(Numbers, GroupedProductTest,
                          testing::Values(GpuNumber::kBf16, GpuNumber::kE4m3), [](const auto& info) {
                            return info.param == GpuNumber::kBf16 ? "bf16" : "e4m3";

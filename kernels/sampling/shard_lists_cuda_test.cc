@@ -26,6 +26,15 @@ struct Kind {
 };
 
 float Normal(int, std::mt19937& random) { return std::normal_distribution<float>(0, 3)(random); }
+
+// In the first tile eight threads of each warp have one large number, but those of one warp have
+// smaller ones: a bound that leaves that warp's offer out is reached by 56, not by 64.
+float ShortWarp(int column, int short_warp) {
+  const int thread = column / 4;
+  if (column % 4 != 0 || thread >= 256 || thread % 32 >= 8) return static_cast<float>(-column - 1);
+  return static_cast<float>(thread + (thread / 32 == short_warp ? 1000 : 2000));
+}
+
 const Kind kKinds[] = {
     {"normal", Normal},
     {"few_values", [](int, std::mt19937& random) { return static_cast<float>(random() % 3); }},
@@ -51,6 +60,8 @@ const Kind kKinds[] = {
        return column % 100 == 7 ? kInf : column % 2 == 0 ? 0.0f : -0.0f + Normal(0, random);
      }},
     {"nothing", [](int column, std::mt19937&) { return column % 2 == 0 ? NAN : -kInf; }},
+    {"short_first_warp", [](int column, std::mt19937&) { return ShortWarp(column, 0); }},
+    {"short_last_warp", [](int column, std::mt19937&) { return ShortWarp(column, 7); }},
 };
 
 class ShardListsTest : public testing::TestWithParam<Kind> {};

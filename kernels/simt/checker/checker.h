@@ -45,6 +45,7 @@ class BlockChecker {
   void OnMbarrierArrive(void* barrier);
   void OnMbarrierPhase(const void* barrier);
   void OnMbarrierAcquire(void* barrier);
+  void OnBulkIssue(size_t offset, size_t bytes, uint32_t place);
   void OnBulkDone(void* target, size_t bytes, const void* barrier);
 
   void OnProductIssue(uint32_t group, const WarpgroupProduct& product);

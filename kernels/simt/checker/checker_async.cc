@@ -1,4 +1,5 @@
 // The checker's view of mbarriers, bulk copies and warpgroup products.
+#include <algorithm>
 #include <cstring>
 
 #include "kernels/simt/checker/checker.h"
@@ -68,7 +69,7 @@ void BlockChecker::OnProxyFence() {
 }
 
 // Whether what a thread wrote in the ordinary way has passed a proxy fence: the writer's own since,
-// or one of the reading warp's once it knew of the write.
+// or one of the reading (or overwriting) warp's once it knew of the write.
 bool BlockChecker::Fenced(const Cell& cell, uint32_t warp) {
   const PastAccess& w = cell.write;
   if (w.generation < races_.block_start() || w.agent >= block_->thread_count) return true;
@@ -77,8 +78,9 @@ bool BlockChecker::Fenced(const Cell& cell, uint32_t warp) {
            (w.generation == f.generation && f.known && (*f.known)[w.agent] >= w.epoch);
   };
   if (covers(proxy_fences_[w.agent])) return true;
-  for (uint32_t lane = 0; lane < 32; ++lane) {
-    if (covers(proxy_fences_[warp * 32 + lane])) return true;
+  const uint32_t last = std::min(warp * 32 + 32, block_->thread_count);
+  for (uint32_t reader = warp * 32; reader < last; ++reader) {
+    if (covers(proxy_fences_[reader])) return true;
   }
   return false;
 }
@@ -104,6 +106,19 @@ template <class F>
 void BlockChecker::ForChunkCells(uint32_t offset, F f) {
   ForCells(shared_[offset / 16], shared_cells_, races_.block_start(), races_.clocks().generation(),
            0, 16, f);
+}
+
+// A bulk copy writes through the async proxy: ordinary writes to the same bytes must have been
+// fenced, or the two may land in either order.
+void BlockChecker::OnBulkIssue(size_t offset, size_t bytes, uint32_t place) {
+  const Accessor writer{current_thread->linear, place, Access::kWrite};
+  for (size_t at = offset; at + 16 <= std::min(offset + bytes, block_->shared_used); at += 16) {
+    ForChunkCells(static_cast<uint32_t>(at), [&](Cell& cell) {
+      if (cell.in_flight || Fenced(cell, writer.thread / 32)) return;
+      Report(writer, "FenceProxyAsync is missing between a write and the bulk copy over it");
+    });
+  }
+  OnCopyIssue(offset, bytes, place);
 }
 
 // From now on the operands are being read. What was written must be known to some lane of each warp

@@ -77,7 +77,7 @@ class CheckingMonitor : public Monitor {
   void OnBulkIssue(void* target, const void* source, size_t bytes, void*, Site site) override {
     const uint32_t place = PlaceId(site, nullptr);
     CurrentChecker().OnAccess(source, bytes, {Self(), place, Access::kRead});
-    CurrentChecker().OnCopyIssue(SharedOffset(target), bytes, place);
+    CurrentChecker().OnBulkIssue(SharedOffset(target), bytes, place);
   }
   void OnBulkDone(void* target, size_t bytes, const void* barrier) override {
     CurrentChecker().OnBulkDone(target, bytes, barrier);

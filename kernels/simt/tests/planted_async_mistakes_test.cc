@@ -144,10 +144,13 @@ struct Stage {
   float4* out;
   uint32_t expect, copied;
   bool fence_init = true, fence_mbarrier = true, wait = true, reuse_early = false;
+  bool clear = false, fence_clear = true;
 };
 __global__ void OneStage(const __grid_constant__ Stage p) {
   GPU_DYN_SMEM(float4, s);
   GPU_SHARED(bar, gpu::Mbarrier);
+  if (p.clear) gpu::Store(&s[threadIdx.x], float4{});
+  if (p.fence_clear) gpu::FenceProxyAsync();
   if (threadIdx.x == 0) {
     gpu::MbarrierInit(&bar, 1);
     if (p.fence_mbarrier) gpu::FenceMbarrierInit();
@@ -179,7 +182,16 @@ TEST_F(PlantedBulkCopy, NothingIsWrongWithoutAMistake) {
   InEveryOrder([&](const std::string& order) {
     EXPECT_THAT(Failures(shape_, OneStage, stage_), testing::IsEmpty()) << order;
     EXPECT_EQ(out_[63].w, 4) << order;
+    Stage cleared = stage_;
+    cleared.clear = true;
+    EXPECT_THAT(Failures(shape_, OneStage, cleared), testing::IsEmpty()) << order;
   });
+}
+TEST_F(PlantedBulkCopy, FenceProxyAsyncBeforeItIsMissing) {
+  ONLY_CHECKED();
+  stage_.clear = true;
+  stage_.fence_clear = false;
+  Finds("FenceProxyAsync is missing", shape_, OneStage, stage_);
 }
 TEST_F(PlantedBulkCopy, FewerBytesThanExpected) {
   stage_.copied = 512;
