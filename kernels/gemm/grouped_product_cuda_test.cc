@@ -340,7 +340,9 @@ TEST(GroupedBytesTest, ReadsTheChosenExpertsOnceAndLittleElse) {
              static_cast<long>(moved), static_cast<long>(least),
              static_cast<double>(moved) / static_cast<double>(least));
       EXPECT_GE(moved, least) << name;
-      EXPECT_LE(static_cast<double>(moved), 1.15 * static_cast<double>(least)) << name;
+      // On top: inputs, read by each tile of outputs; checked, also the tables that every thread
+      // reads, one sector in truth.
+      EXPECT_LE(static_cast<double>(moved), 1.25 * static_cast<double>(least)) << name;
     }
   }
 }
