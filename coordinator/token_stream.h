@@ -63,6 +63,9 @@ class TokenStream : public RequestSink,
               const SlowReaderPolicy& policy, absl::Duration retry_delay, WriteScheduler& writes,
               Hooks hooks);
 
+  // After OnCancel by gRPC's own count, which ThreadSanitizer cannot see: the mutex says it again.
+  ~TokenStream() override { absl::MutexLock lock(&mu_); }
+
   // Once, when the group has taken the request; events that came first are written now. The writer
   // outlives the call of its Finish().
   void Start(StreamWriter* writer) ABSL_LOCKS_EXCLUDED(mu_);

@@ -7,7 +7,6 @@ import json
 import os
 import pathlib
 import re
-import signal
 import subprocess
 import sys
 import tempfile
@@ -200,5 +199,4 @@ class Stream(Process):
 def main():
     if not os.access(BINARY, os.X_OK):
         sys.exit(f"{BINARY} is missing: make build, or set LAPIDARY_BINARY")
-    signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     unittest.main(verbosity=2)
