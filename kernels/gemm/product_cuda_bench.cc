@@ -1,5 +1,5 @@
-// Streamed and grouped products of 26B-A4B on a GPU: time by events, bytes of weights per second
-// (what a decode step is made of) and FLOPs per second (what a prefill is).
+// Streamed and grouped products of 26B-A4B on a GPU: time by events, and the share of the roof that
+// limits them: bytes of weights (what a decode step is made of) or FLOPs (what a prefill is).
 #include <benchmark/benchmark.h>
 #include <cuda_runtime_api.h>
 
@@ -7,6 +7,7 @@
 #include <random>
 #include <vector>
 
+#include "kernels/device_bench_support.h"
 #include "kernels/gemm/stream_product_cuda.h"
 
 namespace lapidary {
@@ -15,61 +16,17 @@ namespace {
 constexpr int64_t kHidden = 2816, kExpertWidth = 704;
 constexpr int kExperts = 128, kTopK = 8;
 
-Chip ThisChip() {
-  cudaDeviceProp device;
-  if (cudaGetDeviceProperties(&device, 0) != cudaSuccess) return {};
-  const int kind = device.major == 8 && device.minor == 9 ? 89 : device.major * 10;
-  return {.compute_capability = kind,
-          .processors = device.multiProcessorCount,
-          .shared_bytes = static_cast<int>(device.sharedMemPerBlockOptin)};
-}
-
-// Device memory of zeros: what is multiplied does not change the time, but for clocks.
-class Zeros {
- public:
-  explicit Zeros(int64_t bytes) {
-    if (cudaMalloc(&data_, static_cast<size_t>(bytes)) != cudaSuccess) data_ = nullptr;
-    if (data_ != nullptr) cudaMemset(data_, 0, static_cast<size_t>(bytes));
-  }
-  ~Zeros() { cudaFree(data_); }
-  Zeros(const Zeros&) = delete;
-  Zeros& operator=(const Zeros&) = delete;
-  void* data() const { return data_; }
-
- private:
-  void* data_ = nullptr;
-};
-
-// Runs `launch` per iteration and reports the device's time.
+// Bytes of weights against memory, or FLOPs against the tensor cores: what takes longer. Tensor
+// cores multiply e4m3 twice as fast.
 template <class Launch>
-void TimeOnDevice(benchmark::State& state, double bytes, double flops, Launch launch) {
-  cudaStream_t stream = nullptr;
-  cudaEvent_t begin = nullptr, end = nullptr;
-  if (cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking) != cudaSuccess ||
-      cudaEventCreate(&begin) != cudaSuccess || cudaEventCreate(&end) != cudaSuccess ||
-      cudaDeviceSynchronize() != cudaSuccess) {
-    state.SkipWithError("no device");
-    return;
+void TimeProduct(benchmark::State& state, const Device& device, double bytes, double flops,
+                 bool e4m3, const Launch& launch) {
+  const double flop_roof = device.flops_per_second * (e4m3 ? 2 : 1);
+  if (flops * device.bytes_per_second > bytes * flop_roof) {
+    TimeOnDevice(state, "flop_per_s", flops, flop_roof, launch);
+  } else {
+    TimeOnDevice(state, "bytes_per_s", bytes, device.bytes_per_second, launch);
   }
-  for (auto _ : state) {
-    cudaEventRecord(begin, stream);
-    const cudaError_t error = launch(stream);
-    cudaEventRecord(end, stream);
-    if (error != cudaSuccess || cudaEventSynchronize(end) != cudaSuccess) {
-      state.SkipWithError("the launch failed");
-      break;
-    }
-    float ms = 0;
-    cudaEventElapsedTime(&ms, begin, end);
-    state.SetIterationTime(ms * 1e-3);
-  }
-  using benchmark::Counter;
-  state.counters["weights_per_s"] =
-      Counter(bytes, Counter::kIsIterationInvariantRate, Counter::kIs1024);
-  state.counters["flop_per_s"] = Counter(flops, Counter::kIsIterationInvariantRate);
-  cudaEventDestroy(begin);
-  cudaEventDestroy(end);
-  cudaStreamDestroy(stream);
 }
 
 // Arguments: outputs, k, tokens, e4m3.
@@ -82,18 +39,19 @@ void BM_StreamProduct(benchmark::State& state) {
               .k_stride = k};
   const Zeros matrix(w.bytes()), scale(n * 4), x(tokens * k * 2), x_scale(tokens * 4);
   const Zeros y(tokens * n * 2);
-  w.data = matrix.data();
-  ProductInput in{.x = x.data(), .stride = k};
+  w.data = matrix.As();
+  ProductInput in{.x = x.As(), .stride = k};
   if (w.number == GpuNumber::kE4m3) {
-    w.scale = static_cast<const float*>(scale.data());
-    in.scale = static_cast<const float*>(x_scale.data());
+    w.scale = scale.As<float>();
+    in.scale = x_scale.As<float>();
   }
-  const Chip chip = ThisChip();
-  const StreamPlan plan = PlanStream(w, tokens, chip);
-  TimeOnDevice(
-      state, static_cast<double>(w.bytes()), 2.0 * n * k * tokens, [&](cudaStream_t stream) {
-        return LaunchStreamProduct(w, in, tokens, {.y = y.data(), .stride = n}, plan, chip, stream);
-      });
+  const Device device = ThisDevice();
+  const StreamPlan plan = PlanStream(w, tokens, device.chip);
+  TimeProduct(state, device, static_cast<double>(w.bytes()), 2.0 * n * k * tokens,
+              w.number == GpuNumber::kE4m3, [&](cudaStream_t stream) {
+                return LaunchStreamProduct(w, in, tokens, {.y = y.As(), .stride = n}, plan,
+                                           device.chip, stream);
+              });
 }
 BENCHMARK(BM_StreamProduct)
     ->ArgsProduct({{8192, 262144}, {kHidden}, {1, 8, 32, 64}, {0, 1}})
@@ -127,25 +85,25 @@ void BM_GroupedProduct(benchmark::State& state) {
   for (int64_t s = 0; s < slots; ++s) row_of.push_back(static_cast<int32_t>(random() % tokens));
   const Zeros matrix(kExperts * p.w.bytes()), scale(kExperts * p.w.n * 4);
   const Zeros x(slots * p.w.k * 2), x_scale(slots * 4), y(slots * p.w.n * 2);
-  const Zeros device_begin((kExperts + 1) * 4), device_row(slots * 4);
-  cudaMemcpy(device_begin.data(), begin.data(), begin.size() * 4, cudaMemcpyHostToDevice);
-  cudaMemcpy(device_row.data(), row_of.data(), row_of.size() * 4, cudaMemcpyHostToDevice);
-  p.w.data = matrix.data();
-  p.in = {.x = x.data(), .stride = p.w.k};
+  const Zeros device_begin(begin), device_row(row_of);
+  p.w.data = matrix.As();
+  p.in = {.x = x.As(), .stride = p.w.k};
   if (p.w.number == GpuNumber::kE4m3) {
-    p.w.scale = static_cast<const float*>(scale.data());
-    p.in.scale = static_cast<const float*>(x_scale.data());
+    p.w.scale = scale.As<float>();
+    p.in.scale = x_scale.As<float>();
   }
   p.experts = kExperts;
-  p.begin = static_cast<const int32_t*>(device_begin.data());
-  p.row_of = down ? nullptr : static_cast<const int32_t*>(device_row.data());
-  p.out = {.y = y.data(), .stride = down ? kHidden : kExpertWidth};
+  p.begin = device_begin.As<int32_t>();
+  p.row_of = down ? nullptr : device_row.As<int32_t>();
+  p.out = {.y = y.As(), .stride = down ? kHidden : kExpertWidth};
   p.out.epilogue = down ? ProductEpilogue::kBf16 : ProductEpilogue::kGatedGelu;
   p.max_slots = slots;
-  const Chip chip = ThisChip();
-  const GroupedPlan plan = PlanGrouped(p, chip);
-  TimeOnDevice(state, static_cast<double>(active * p.w.bytes()), 2.0 * p.w.n * p.w.k * slots,
-               [&](cudaStream_t stream) { return LaunchGroupedProduct(p, plan, chip, stream); });
+  const Device device = ThisDevice();
+  const GroupedPlan plan = PlanGrouped(p, device.chip);
+  TimeProduct(state, device, static_cast<double>(active * p.w.bytes()), 2.0 * p.w.n * p.w.k * slots,
+              p.w.number == GpuNumber::kE4m3, [&](cudaStream_t stream) {
+                return LaunchGroupedProduct(p, plan, device.chip, stream);
+              });
 }
 BENCHMARK(BM_GroupedProduct)
     ->ArgsProduct({{1, 8, 32, 128, 512, 2048, 8192}, {0, 1}, {0, 1}})

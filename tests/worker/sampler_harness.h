@@ -195,4 +195,26 @@ inline std::vector<Options> AllOptions() {
   return all;
 }
 
+// Every edit of the logits at once, for a vocabulary of 3000. The row has generated fewer than 5.
+inline void AddEveryEdit(SamplingParams& p) {
+  p.repetition_penalty = 1.3f;
+  p.presence_penalty = 0.4f;
+  p.frequency_penalty = 0.7f;
+  for (int i = 0; i < 200; ++i) {
+    p.logit_bias.push_back({static_cast<TokenId>(i * 11), i % 2 == 0 ? 3.0f : -100.0f});
+  }
+  p.suppressed = {22, 44, 2999};
+  p.stop_ids = {66};
+  p.min_tokens = 5;
+}
+
+// Prompt and output of some hundred tokens.
+inline TokenCounts ManyCounts(int vocab) {
+  std::mt19937 random(3);
+  TokenCounts counts;
+  for (int i = 0; i < 400; ++i) counts.prompt[static_cast<TokenId>(random() % vocab)] = 1;
+  for (int i = 0; i < 300; ++i) ++counts.output[static_cast<TokenId>(random() % vocab)];
+  return counts;
+}
+
 }  // namespace lapidary

@@ -151,22 +151,10 @@ INSTANTIATE_TEST_SUITE_P(
 TEST(Sampler, EditsReachEverySamplingPath) {
   constexpr int kRows = 16, kVocab = 3000;
   const Matrix logits = RandomLogits(kRows, kVocab, 2, 23);
-  std::mt19937 random(3);
-  TokenCounts counts;
-  for (int i = 0; i < 400; ++i) counts.prompt[static_cast<TokenId>(random() % kVocab)] = 1;
-  for (int i = 0; i < 300; ++i) ++counts.output[static_cast<TokenId>(random() % kVocab)];
+  const TokenCounts counts = ManyCounts(kVocab);
   for (Options options : AllOptions()) {
-    SamplingParams& p = options.params;
-    p.repetition_penalty = 1.3f;
-    p.presence_penalty = 0.4f;
-    p.frequency_penalty = 0.7f;
-    for (int i = 0; i < 200; ++i) {
-      p.logit_bias.push_back({static_cast<TokenId>(i * 11), i % 2 == 0 ? 3.0f : -100.0f});
-    }
-    p.suppressed = {22, 44, 2999};
-    p.stop_ids = {66};
-    p.min_tokens = 5;
-    std::vector<SampleRow> rows = Rows(kRows, p, &counts);
+    AddEveryEdit(options.params);
+    std::vector<SampleRow> rows = Rows(kRows, options.params, &counts);
     for (SampleRow& row : rows) row.generated = 4;
     const std::vector<SampledRow> got = SampleWith(logits, rows, Layout{2, 2});
     for (int i = 0; i < kRows; ++i) {

@@ -5,6 +5,7 @@
 // A tile row is 128 bytes of k (64 bf16 or 128 e4m3); 16-byte chunk c of row r lies at c ^ (r % 8),
 // so the eight rows that ldmatrix reads at once lie in different banks.
 #pragma once
+#include "kernels/elementwise/gelu.h"
 #include "kernels/gemm/stream_product_cuda.h"
 #include "kernels/gpu.h"
 
@@ -122,13 +123,6 @@ GPU_DEVICE void SetZero(float (&d)[kM][kN][4]) {
       for (int i = 0; i < 4; ++i) d[m][n][i] = 0;
     }
   }
-}
-
-// x / (1 + e^(-2 u)) = x (1 + tanh u) / 2, u = sqrt(2 / pi) (x + 0.044715 x^3): no cancellation.
-GPU_DEVICE float GeluTanh(float x) {
-  constexpr float kMinusTwoRootLog2e = -2.0f * 0.79788456080286536f * 1.4426950408889634f;
-  const float u = kMinusTwoRootLog2e * (x + 0.044715f * x * x * x);
-  return x / (1.0f + gpu::Exp2Approx(u));
 }
 
 // Outputs of a row that are written: the row's own and, for bf16, zeros up to the next multiple of
