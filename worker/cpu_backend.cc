@@ -1,7 +1,6 @@
 #include "worker/cpu_backend.h"
 
 #include <algorithm>
-#include <cmath>
 #include <string>
 #include <utility>
 #include <vector>
@@ -14,6 +13,7 @@
 #include "kernels/elementwise/rope.h"
 #include "kernels/huge_buffer.h"
 #include "worker/cpu_backend_batch.h"
+#include "worker/expert_choice.h"
 
 namespace lapidary {
 namespace {
@@ -261,7 +261,7 @@ class CpuBackend final : public Backend {
       Matrix(moe.router).Multiply(team_, rows_, router_logits_.data(), experts);
       ForRows(ref->tokens, 8 * experts, [&](int64_t t) {
         ChooseExperts(router_logits_.data() + t * experts, experts, Vector(moe.per_expert_scale),
-                      chosen_.data() + t * top_k_);
+                      top_k_, chosen_.data() + t * top_k_);
       });
     });
   }
@@ -359,10 +359,6 @@ class CpuBackend final : public Backend {
  private:
   struct Balance {  // see KeyBalance; empty: none
     std::vector<float> factor, inverse;
-  };
-  struct Choice {
-    int32_t expert = 0;
-    float weight = 0;
   };
 
   // -- Set-up.
@@ -519,45 +515,14 @@ class CpuBackend final : public Backend {
     Rotate(batch.cos_sin[rope].data() + token * 2 * pairs, pairs, layer.spec.head_dim, head);
   }
 
-  // The top_k_ largest logits (ties: the lower id), softmax over them, times the expert's factor;
-  // in ascending id. (Softmax over all, renormalised over the chosen, is the same.)
-  void ChooseExperts(const float* logits, int64_t experts, const float* factor, Choice* chosen) {
-    for (int j = 0; j < top_k_; ++j) {
-      int32_t best = -1;
-      for (int32_t e = 0; e < experts; ++e) {
-        bool taken = false;
-        for (int i = 0; i < j; ++i) taken = taken || chosen[i].expert == e;
-        if (!taken && (best < 0 || logits[e] > logits[best])) best = e;
-      }
-      chosen[j].expert = best;
-    }
-    const float top = logits[chosen[0].expert];
-    double total = 0;
-    for (int j = 0; j < top_k_; ++j) {
-      total += std::exp(double{logits[chosen[j].expert]} - double{top});
-    }
-    for (int j = 0; j < top_k_; ++j) {
-      const double p = std::exp(double{logits[chosen[j].expert]} - double{top}) / total;
-      chosen[j].weight = static_cast<float>(p) * factor[chosen[j].expert];
-    }
-    std::sort(chosen, chosen + top_k_,
-              [](const Choice& a, const Choice& b) { return a.expert < b.expert; });
-  }
-
   // partial[t, M:2M] += weight * expert(normed_[t]) for the tokens that chose expert e. Experts
   // come in ascending id, so each token's sum has the same order in every batch.
   void OneExpert(int64_t tokens, const MoeWeights& moe, int64_t e, int64_t m, Activation partial) {
-    members_.clear();
-    for (int64_t t = 0; t < tokens; ++t) {
-      for (int j = 0; j < top_k_; ++j) {
-        const Choice& choice = chosen_[t * top_k_ + j];
-        if (choice.expert == e) members_.push_back({static_cast<int32_t>(t), choice.weight});
-      }
-    }
+    TokensOfExpert(chosen_.data(), tokens, top_k_, e, members_);
     const auto count = static_cast<int64_t>(members_.size());
     if (count == 0) return;
     for (int64_t i = 0; i < count; ++i) {
-      std::copy_n(normed_.data() + int64_t{members_[i].expert} * m, m, gathered_.data() + i * m);
+      std::copy_n(normed_.data() + int64_t{members_[i].token} * m, m, gathered_.data() + i * m);
     }
     rows_.Set(gathered_.data(), count, m, m);
     const MatrixHandle gate_up = moe.gate_up[e - moe.experts.begin];
@@ -565,7 +530,7 @@ class CpuBackend final : public Backend {
     Mlp(count, gate_up, down, Matrix(down).inputs(), expert_out_.data(), m);
     ForRows(count, 2 * m, [&](int64_t i) {
       AddScaled(expert_out_.data() + i * m, members_[i].weight, m,
-                Floats(partial) + int64_t{members_[i].expert} * partial.width + m);
+                Floats(partial) + int64_t{members_[i].token} * partial.width + m);
     });
   }
 
@@ -600,8 +565,8 @@ class CpuBackend final : public Backend {
   std::vector<float> ple_gate_;  // [T, P]
   std::vector<float> router_logits_, gathered_, expert_out_;
   int top_k_ = 0;
-  std::vector<Choice> chosen_;   // [T, top_k]
-  std::vector<Choice> members_;  // of one expert: the token in place of the expert
+  std::vector<ExpertChoice> chosen_;  // [T, top_k]
+  std::vector<ExpertToken> members_;  // of one expert
 };
 
 }  // namespace
