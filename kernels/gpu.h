@@ -323,6 +323,27 @@ GPU_DEVICE uint32_t MulBf16x2(uint32_t a, uint32_t b) {
 // Lets a spinning thread's neighbours run.
 GPU_DEVICE void SpinPause() { __nanosleep(64); }
 
+// -- Words that several devices share, in peer memory or in mapped host memory.
+
+// Who acquires v from *p sees what this thread had written, or seen written, before.
+GPU_DEVICE void StoreReleaseSystem(uint32_t* p, uint32_t v) {
+  asm volatile("st.release.sys.global.u32 [%0], %1;" ::"l"(p), "r"(v) : "memory");
+}
+GPU_DEVICE uint32_t LoadAcquireSystem(const uint32_t* p) {
+  uint32_t v;
+  asm volatile("ld.acquire.sys.global.u32 %0, [%1];" : "=r"(v) : "l"(p) : "memory");
+  return v;
+}
+// Between two looks at such a word. The executor does not count it as a livelock: the kernel itself
+// must give up in the end.
+GPU_DEVICE void PeerPause() { __nanosleep(32); }
+// A clock of the whole device; it moves in steps of a microsecond or so.
+GPU_DEVICE uint64_t Nanoseconds() {
+  uint64_t now;
+  asm volatile("mov.u64 %0, %%globaltimer;" : "=l"(now));
+  return now;
+}
+
 // -- Launching.
 
 struct LaunchConfig {

@@ -159,6 +159,17 @@ inline uint32_t MulBf16x2(uint32_t a, uint32_t b) {
 }
 inline void SpinPause() { simt::SpinOnce(); }
 
+LAPIDARY_SIMT_INLINE void StoreReleaseSystem(uint32_t* p, uint32_t v, LAPIDARY_SIMT_SITE) {
+  simt::NoteAccess(p, sizeof v, simt::Access::kAtomic, site);
+  __atomic_store_n(p, v, __ATOMIC_RELEASE);
+}
+LAPIDARY_SIMT_INLINE uint32_t LoadAcquireSystem(const uint32_t* p, LAPIDARY_SIMT_SITE) {
+  simt::NoteAccess(p, sizeof *p, simt::Access::kVolatileRead, site);
+  return __atomic_load_n(p, __ATOMIC_ACQUIRE);
+}
+inline void PeerPause() { simt::PauseForPeers(); }
+inline uint64_t Nanoseconds() { return simt::HostNanoseconds(); }
+
 struct LaunchConfig {
   const char* name = "";  // of the operation, for messages and counts
   dim3 grid, block;

@@ -4,12 +4,14 @@
 #include <sys/mman.h>
 
 #include <algorithm>
+#include <chrono>
 #include <cstdarg>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <memory>
 #include <numeric>
+#include <thread>
 
 #include "kernels/simt/barriers.h"
 #include "kernels/simt/block_state.h"
@@ -223,6 +225,16 @@ void YieldSpinning() {
 }
 
 void SpinOnce() { YieldSpinning(); }
+
+void PauseForPeers() {
+  std::this_thread::sleep_for(std::chrono::microseconds(20));
+  RunNext(*current_block);
+}
+
+uint64_t HostNanoseconds() {
+  return static_cast<uint64_t>(std::chrono::steady_clock::now().time_since_epoch() /
+                               std::chrono::nanoseconds(1));
+}
 
 void NoteSpin() {
   static thread_local uint32_t turns = 0;

@@ -15,7 +15,9 @@ struct WarpgroupProduct;
 
 // A volatile read may meet atomic writes; a volatile write counts as atomic.
 enum class Access : uint8_t { kRead, kWrite, kAtomic, kVolatileRead };
-enum class MemoryKind : uint8_t { kDevice, kMappedHost };
+// kShared: of several devices, which may use it at the same time. What orders them is not looked
+// at, only bounds.
+enum class MemoryKind : uint8_t { kDevice, kMappedHost, kShared };
 
 class Monitor {
  public:

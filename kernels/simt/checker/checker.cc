@@ -223,6 +223,7 @@ void BlockChecker::OnGlobalAccess(uintptr_t address, size_t bytes, const Accesso
     const ThreadState& t = block_->threads[a.thread];
     traffic_.Add(t.warp, t.lane, a.place, reinterpret_cast<void*>(address), bytes, false, write);
   }
+  if (range->kind == MemoryKind::kShared) return;
   if (!write || a.kind == Access::kAtomic) {
     if (const uintptr_t at = range->FirstUnwritten(address, bytes)) {
       Report(a, Text("read of device memory that nobody has written, at %zu of %zu",

@@ -274,6 +274,22 @@ TEST(CorrectKernels, SpinsUntilAnotherWarpSetsAFlag) {
   });
 }
 
+__global__ void SystemWord(uint32_t* word, uint32_t* out) {
+  if (threadIdx.x == 40) gpu::StoreReleaseSystem(word, 9);
+  if (threadIdx.x == 3) {
+    while (gpu::LoadAcquireSystem(word) == 0) gpu::PeerPause();
+    out[0] = gpu::LoadAcquireSystem(word);
+  }
+}
+TEST(CorrectKernels, AWordOfSystemScope) {
+  Buffer<uint32_t> word(1), out(1);
+  InEveryOrder([&](const std::string& order) {
+    word.Fill(0);
+    EXPECT_THAT(Failures({1, 64}, SystemWord, word.data(), out.data()), IsEmpty()) << order;
+    EXPECT_EQ(out[0], 9u) << order;
+  });
+}
+
 // -- cp.async.
 
 __global__ void CopyRing(const float4* in, float4* out, int rounds) {

@@ -207,6 +207,34 @@ TEST(PlantedMistakes, Misaligned) {
   in.Fill(0);
   Finds("misaligned", {1, 1}, Misaligned, in.data(), out.data());
 }
+__global__ void MisalignedWord(char* p, bool store) {
+  auto* word = reinterpret_cast<uint32_t*>(p + 2);
+  if (store) {
+    gpu::StoreReleaseSystem(word, 1);
+  } else if (gpu::LoadAcquireSystem(word) == 5) {
+    p[0] = 1;
+  }
+}
+__global__ void WordBeyond(uint32_t* words, bool store) {
+  if (store) {
+    gpu::StoreReleaseSystem(words + 4, 1);
+  } else if (gpu::LoadAcquireSystem(words + 4) == 5) {
+    words[0] = 1;
+  }
+}
+TEST(PlantedMistakes, WordsOfSystemScope) {
+  Buffer<char> bytes(64);
+  bytes.Fill(0);
+  for (const bool store : {true, false}) {
+    Finds("misaligned", {1, 1}, MisalignedWord, bytes.data(), store);
+  }
+  ONLY_CHECKED();
+  Buffer<uint32_t> words(4);
+  words.Fill(0);
+  for (const bool store : {true, false}) {
+    Finds("global memory out of bounds", {1, 1}, WordBeyond, words.data(), store);
+  }
+}
 __global__ void UnwrittenGlobal(const int* in, int* out) { out[0] = in[7]; }
 TEST(PlantedMistakes, DeviceMemoryThatNobodyWrote) {
   ONLY_CHECKED();

@@ -273,6 +273,18 @@ __global__ void Atomics(const __grid_constant__ WrapperParams p) {
   atomicAdd(reinterpret_cast<unsigned long long*>(&out[10]), 1ull << 31);
 }
 
+__global__ void SystemWords(const __grid_constant__ WrapperParams p) {
+  uint32_t* out = static_cast<uint32_t*>(p.out);
+  if (threadIdx.x == 0) gpu::StoreReleaseSystem(&out[0], *static_cast<const uint32_t*>(p.a));
+  if (threadIdx.x != 32) return;
+  const uint64_t begin = gpu::Nanoseconds();
+  uint32_t seen = 0;
+  while ((seen = gpu::LoadAcquireSystem(&out[0])) == 0) gpu::PeerPause();
+  out[1] = seen;
+  while (gpu::Nanoseconds() == begin) gpu::PeerPause();
+  out[2] = gpu::Nanoseconds() > begin;
+}
+
 __global__ void NamedBarriers(const __grid_constant__ WrapperParams p) {
   GPU_SHARED(s, int[256]);
   const int thread = static_cast<int>(threadIdx.x), half = thread / 128;
@@ -363,6 +375,9 @@ cudaError_t LaunchWarpFunctions(const WrapperParams& p, cudaStream_t stream) {
 }
 cudaError_t LaunchAtomics(const WrapperParams& p, cudaStream_t stream) {
   return Launch("atomics", Atomics, 64, 0, p, stream, 3);
+}
+cudaError_t LaunchSystemWords(const WrapperParams& p, cudaStream_t stream) {
+  return Launch("system_words", SystemWords, 64, 0, p, stream);
 }
 cudaError_t LaunchNamedBarriers(const WrapperParams& p, cudaStream_t stream) {
   return Launch("named_barriers", NamedBarriers, 256, 0, p, stream);

@@ -51,6 +51,9 @@ cudaError_t LaunchWarpFunctions(const WrapperParams& p, cudaStream_t stream);
 // out [kAtomicResults] unsigned: what atomic functions leave behind after 64 threads of 3 blocks.
 inline constexpr int kAtomicResults = 12;
 cudaError_t LaunchAtomics(const WrapperParams& p, cudaStream_t stream);
+// Word a [1] through out [0], by release and acquire, to another thread, which puts it into out
+// [1]; out [2]: 1 once the clock has moved. out [3] is zeros before.
+cudaError_t LaunchSystemWords(const WrapperParams& p, cudaStream_t stream);
 // Named barriers of two halves of a block, and of all; out [256].
 cudaError_t LaunchNamedBarriers(const WrapperParams& p, cudaStream_t stream);
 

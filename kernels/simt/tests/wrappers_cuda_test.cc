@@ -467,6 +467,11 @@ TEST_F(WrappersTest, Atomics) {
   EXPECT_EQ(out[11], 96u);
   EXPECT_EQ(out[10], 0u);
 }
+TEST_F(WrappersTest, SystemWords) {
+  const auto out =
+      Run(LaunchSystemWords, {.a = ToDevice<uint32_t>({7})}, std::vector<uint32_t>(3, 0));
+  EXPECT_EQ(out, (std::vector<uint32_t>{7, 7, 1}));
+}
 TEST_F(WrappersTest, NamedBarriers) {
   const auto out = Run(LaunchNamedBarriers, {}, std::vector<int>(256, -1));
   for (int i = 0; i < 256; ++i) {

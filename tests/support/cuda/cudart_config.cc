@@ -32,6 +32,7 @@ long Number(const char* name, long otherwise, long most) {
 Config FromEnvironment() {
   Config c;
   c.driver = Number("SIMT_NO_DRIVER", 0, 1) == 0;
+  c.peers = Number("SIMT_NO_PEERS", 0, 1) == 0;
   c.devices = static_cast<int>(Number("SIMT_DEVICES", 1, 16));
   c.memory_bytes = static_cast<size_t>(Number("SIMT_DEVICE_MEM_MB", 2048, 1 << 20)) << 20;
   c.progress_ms = static_cast<int>(Number("SIMT_PROGRESS_MS", 20, 1 << 20));

@@ -3,6 +3,7 @@
 //   SIMT_DEVICE_MEM_MB=n       memory of each      SIMT_NO_DRIVER=1         every call fails with
 //   35 SIMT_PROTECT=auto|keys|pages|off               how host code is kept from device memory
 //   SIMT_PROGRESS_MS=n         work that nobody waits for runs after this time (20; 0: never)
+//   SIMT_NO_PEERS=1            no device reaches another's memory
 #pragma once
 #include <cstddef>
 #include <cstdint>
@@ -28,6 +29,7 @@ struct Config {
   size_t memory_bytes = size_t{2} << 30;
   Protection protection = Protection::kAuto;
   int progress_ms = 20;
+  bool peers = true;  // devices reach each other's memory
 };
 const Config& GetConfig();
 

@@ -184,6 +184,16 @@ cudaError_t cudaDeviceGetPCIBusId(char* text, int size, int device) {
   snprintf(text, static_cast<size_t>(size), "0000:%02x:00.0", device + 1);
   return cudaSuccess;
 }
+cudaError_t cudaDeviceGetByPCIBusId(int* device, const char* text) {
+  LAPIDARY_RETURN_IF(Unusable());
+  unsigned bus = 0;
+  if (!device || !text || sscanf(text, "0000:%2x:00.0", &bus) != 1 ||
+      !IsDevice(static_cast<int>(bus) - 1)) {
+    return Return(cudaErrorInvalidValue);
+  }
+  *device = static_cast<int>(bus) - 1;
+  return cudaSuccess;
+}
 cudaError_t cudaDeviceGetStreamPriorityRange(int* least, int* greatest) {
   LAPIDARY_RETURN_IF(Enter());
   if (least) *least = 0;
@@ -211,7 +221,7 @@ cudaError_t cudaDeviceReset() {
 cudaError_t cudaDeviceCanAccessPeer(int* can, int device, int peer) {
   LAPIDARY_RETURN_IF(Unusable());
   if (!IsDevice(device) || !IsDevice(peer)) return Return(cudaErrorInvalidDevice);
-  *can = device != peer;
+  *can = device != peer && GetConfig().peers;
   return cudaSuccess;
 }
 cudaError_t cudaDeviceEnablePeerAccess(int peer, unsigned flags) {

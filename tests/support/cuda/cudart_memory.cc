@@ -20,8 +20,8 @@
 #define LAPIDARY_POISON(p, n) __asan_poison_memory_region(p, n)
 #define LAPIDARY_UNPOISON(p, n) __asan_unpoison_memory_region(p, n)
 #else
-#define LAPIDARY_POISON(p, n) (void)0
-#define LAPIDARY_UNPOISON(p, n) (void)0
+#define LAPIDARY_POISON(p, n) (void)(p), (void)(n)
+#define LAPIDARY_UNPOISON(p, n) (void)(p), (void)(n)
 #endif
 
 namespace lapidary::standin {
@@ -76,7 +76,31 @@ void ReleasePages(Memory& memory, const Allocation& a) {
   // A fresh mapping: no memory, no key, no access.
   mmap(pages, bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0);
   LAPIDARY_POISON(pages, bytes);
-  memory.arenas[a.device].used -= bytes;
+  if (a.file >= 0) close(a.file);
+  if (!a.imported) memory.arenas[a.device].used -= bytes;
+}
+
+// Addresses for so many bytes of pages, and a guard page behind them. Null: none are left.
+unsigned char* TakeAddresses(Arena& arena, size_t page_bytes) {
+  if (!arena.base) {
+    void* base =
+        mmap(nullptr, kArenaBytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (base == MAP_FAILED) return nullptr;
+    arena.base = static_cast<unsigned char*>(base);
+    simt::DescribeFaultsWith(&DescribeAddress);
+    simt::CatchFaults();
+  }
+  if (arena.top + page_bytes + kPage > kArenaBytes) return nullptr;
+  unsigned char* pages = arena.base + arena.top;
+  arena.top += page_bytes + kPage;
+  return pages;
+}
+
+// All of the pages but the allocation itself.
+void PoisonAround(unsigned char* pages, size_t page_bytes, unsigned char* begin, size_t bytes) {
+  LAPIDARY_UNPOISON(pages, page_bytes);
+  LAPIDARY_POISON(pages, static_cast<size_t>(begin - pages));
+  LAPIDARY_POISON(begin + bytes, static_cast<size_t>(pages + page_bytes - (begin + bytes)));
 }
 
 }  // namespace
@@ -89,25 +113,16 @@ cudaError_t AllocateDevice(int device, size_t bytes, void** p) {
   if (page_bytes < bytes || arena.used + page_bytes > GetConfig().memory_bytes) {
     return cudaErrorMemoryAllocation;
   }
-  if (!arena.base) {
-    void* base =
-        mmap(nullptr, kArenaBytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-    if (base == MAP_FAILED) return cudaErrorMemoryAllocation;
-    arena.base = static_cast<unsigned char*>(base);
-    simt::DescribeFaultsWith(&DescribeAddress);
-    simt::CatchFaults();
+  unsigned char* pages = TakeAddresses(arena, page_bytes);
+  if (!pages || mprotect(pages, page_bytes, PROT_READ | PROT_WRITE) != 0) {
+    return cudaErrorMemoryAllocation;
   }
-  if (arena.top + page_bytes + kPage > kArenaBytes) return cudaErrorMemoryAllocation;
-  unsigned char* pages = arena.base + arena.top;
-  if (mprotect(pages, page_bytes, PROT_READ | PROT_WRITE) != 0) return cudaErrorMemoryAllocation;
-  arena.top += page_bytes + kPage;
   arena.used += page_bytes;
   LAPIDARY_UNPOISON(pages, page_bytes);
   memset(pages, 0xff, page_bytes);  // NaN in every float format
   // At the end of its pages, so that going beyond meets the guard page.
   unsigned char* begin = pages + page_bytes - RoundUp(bytes, kAlignment);
-  LAPIDARY_POISON(pages, static_cast<size_t>(begin - pages));
-  LAPIDARY_POISON(begin + bytes, static_cast<size_t>(pages + page_bytes - (begin + bytes)));
+  PoisonAround(pages, page_bytes, begin, bytes);
   memory.allocations[Address(begin)] = {.begin = Address(begin), .bytes = bytes, .device = device};
   if (monitor) monitor->OnAllocate(begin, bytes, simt::MemoryKind::kDevice);
   ProtectPages(pages, page_bytes);
@@ -119,7 +134,9 @@ cudaError_t FreeDevice(void* p) {
   Memory& memory = All();
   std::lock_guard lock(memory.mu);
   const auto it = memory.allocations.find(Address(p));
-  if (it == memory.allocations.end() || it->second.pinned) return cudaErrorInvalidValue;
+  if (it == memory.allocations.end() || it->second.pinned || it->second.imported) {
+    return cudaErrorInvalidValue;
+  }
   ReleasePages(memory, it->second);
   memory.allocations.erase(it);
   return cudaSuccess;
@@ -149,7 +166,11 @@ cudaError_t AllocatePinned(size_t bytes, unsigned flags, void** p) {
   std::lock_guard lock(memory.mu);
   memory.allocations[Address(pages)] = {
       .begin = Address(pages), .bytes = bytes, .pinned = true, .owned = true, .flags = flags};
-  if (monitor) monitor->OnAllocate(pages, bytes, simt::MemoryKind::kMappedHost);
+  if (monitor) {
+    monitor->OnAllocate(
+        pages, bytes,
+        flags & cudaHostAllocPortable ? simt::MemoryKind::kShared : simt::MemoryKind::kMappedHost);
+  }
   *p = pages;
   return cudaSuccess;
 }
@@ -185,6 +206,67 @@ cudaError_t UnregisterHost(void* p) {
     return cudaErrorHostMemoryNotRegistered;
   }
   if (monitor) monitor->OnFree(p);
+  memory.allocations.erase(it);
+  return cudaSuccess;
+}
+
+cudaError_t ShareDevice(void* p, SharedMemory* shared) {
+  Memory& memory = All();
+  std::lock_guard lock(memory.mu);
+  const auto it = memory.allocations.find(Address(p));
+  if (it == memory.allocations.end() || it->second.pinned || it->second.imported) {
+    return cudaErrorInvalidValue;
+  }
+  Allocation& a = it->second;
+  unsigned char* pages = PageOf(p);
+  const size_t page_bytes = PageBytes(a), offset = Address(p) - Address(pages);
+  if (a.file < 0) {
+    // The same bytes at the same place, from now on in a file.
+    DeviceAccess access;
+    const int file = memfd_create("lapidary_device_memory", MFD_CLOEXEC);
+    if (file < 0 || ftruncate(file, static_cast<off_t>(page_bytes)) != 0 ||
+        pwrite(file, p, a.bytes, static_cast<off_t>(offset)) != static_cast<ssize_t>(a.bytes) ||
+        mmap(pages, page_bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, file, 0) ==
+            MAP_FAILED) {
+      if (file >= 0) close(file);
+      return cudaErrorMemoryAllocation;
+    }
+    ProtectPages(pages, page_bytes);
+    a.file = file;
+    if (monitor) {
+      monitor->OnFree(p);
+      monitor->OnAllocate(p, a.bytes, simt::MemoryKind::kShared);
+    }
+  }
+  *shared = {.file = a.file, .offset = offset, .bytes = a.bytes};
+  return cudaSuccess;
+}
+
+cudaError_t MapShared(int device, const SharedMemory& shared, void** p) {
+  Memory& memory = All();
+  std::lock_guard lock(memory.mu);
+  const size_t page_bytes = RoundUp(shared.offset + shared.bytes, kPage);
+  unsigned char* pages = TakeAddresses(memory.arenas[device], page_bytes);
+  if (!pages || mmap(pages, page_bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, shared.file,
+                     0) == MAP_FAILED) {
+    return cudaErrorMapBufferObjectFailed;
+  }
+  unsigned char* begin = pages + shared.offset;
+  PoisonAround(pages, page_bytes, begin, shared.bytes);
+  memory.allocations[Address(begin)] = {
+      .begin = Address(begin), .bytes = shared.bytes, .device = device, .imported = true};
+  if (monitor) monitor->OnAllocate(begin, shared.bytes, simt::MemoryKind::kShared);
+  ProtectPages(pages, page_bytes);
+  *p = begin;
+  return cudaSuccess;
+}
+
+cudaError_t UnmapShared(void* p) {
+  Memory& memory = All();
+  std::lock_guard lock(memory.mu);
+  const auto it = memory.allocations.find(Address(p));
+  if (it == memory.allocations.end() || !it->second.imported) return cudaErrorInvalidValue;
+  ReleasePages(memory, it->second);
   memory.allocations.erase(it);
   return cudaSuccess;
 }

@@ -15,6 +15,8 @@ struct Allocation {
   int device = 0;                      // of device memory
   bool pinned = false, owned = false;  // host memory; by cudaHostAlloc, else registered
   unsigned flags = 0;                  // of cudaHostAlloc or cudaHostRegister
+  int file = -1;                       // device memory that other processes may map
+  bool imported = false;               // another process's device memory
 };
 
 cudaError_t AllocateDevice(int device, size_t bytes, void** p);
@@ -24,6 +26,18 @@ cudaError_t AllocatePinned(size_t bytes, unsigned flags, void** p);
 cudaError_t FreePinned(void* p);
 cudaError_t RegisterHost(void* p, size_t bytes, unsigned flags);
 cudaError_t UnregisterHost(void* p);
+
+// Device memory of several processes: a file, which each maps. It begins `offset` bytes into it.
+// The device does nothing meanwhile. cudaErrorInvalidValue if p is not the beginning of an own
+// allocation.
+struct SharedMemory {
+  int file = -1;
+  size_t offset = 0, bytes = 0;
+};
+cudaError_t ShareDevice(void* p, SharedMemory* shared);
+// Maps another process's into the addresses of a device.
+cudaError_t MapShared(int device, const SharedMemory& shared, void** p);
+cudaError_t UnmapShared(void* p);
 
 size_t DeviceBytesUsed(int device);
 // What contains the address; false: pageable host memory, or nothing.
