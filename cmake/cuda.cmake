@@ -7,7 +7,8 @@
 # lapidary_kernels(SRCS a.cu ...)            adds device sources (of the calling folder)
 # lapidary_kernel_test(SRCS a_cuda_test.cc)  adds host tests of kernels: they run under emulation
 #                                            (plain and checked) and, in gpu_conformance, on a GPU
-# lapidary_kernel_bench(SRCS a_cuda_bench.cc) adds a Google Benchmark binary for a machine with a GPU
+# lapidary_kernel_bench(SRCS a_cuda_bench.cc) adds a Google Benchmark binary for a machine with a GPU;
+#                                            EMULATED: one for the executor, too, to see that it runs
 set(LAPIDARY_CUDA AUTO CACHE STRING "Build the CUDA backend: AUTO, ON or OFF")
 set_property(CACHE LAPIDARY_CUDA PROPERTY STRINGS AUTO ON OFF)
 set(LAPIDARY_CUDA_CHIPS "80;89;90a;100a;120a" CACHE STRING "Chips that nvcc compiles for")
@@ -69,8 +70,12 @@ function(lapidary_kernel_test)
 endfunction()
 
 function(lapidary_kernel_bench)
-  cmake_parse_arguments(ARG "" "" "SRCS" ${ARGN})
+  cmake_parse_arguments(ARG "EMULATED" "" "SRCS" ${ARGN})
   list(GET ARG_SRCS 0 first)
   get_filename_component(name ${first} NAME_WE)
   lapidary_bench(NAME ${name} SRCS ${ARG_SRCS} DEPS lapidary_kernels_cuda)
+  if(ARG_EMULATED AND LAPIDARY_BENCH AND LAPIDARY_TESTS AND NOT LAPIDARY_SANITIZE MATCHES "thread")
+    lapidary_bench(NAME ${name}_emulated SRCS ${ARG_SRCS} DEPS lapidary_kernels_emulated)
+    target_compile_definitions(${name}_emulated PRIVATE LAPIDARY_EMULATION)
+  endif()
 endfunction()

@@ -11,6 +11,13 @@
 
 namespace lapidary {
 
+// By how much sizes shrink where the executor runs the kernels.
+#ifdef LAPIDARY_EMULATION
+inline constexpr int kShrink = 64;
+#else
+inline constexpr int kShrink = 1;
+#endif
+
 struct Device {
   Chip chip;
   double bytes_per_second = 0, flops_per_second = 0;
@@ -87,6 +94,14 @@ void TimeOnDevice(benchmark::State& state, const char* unit, double work, double
   cudaEventDestroy(begin);
   cudaEventDestroy(end);
   cudaStreamDestroy(stream);
+}
+
+// The same for what memory limits: `bytes` read and written, each once. What fits into the L2 cache
+// may pass the roof.
+template <class Launch>
+void TimeBytes(benchmark::State& state, int64_t bytes, const Launch& launch) {
+  TimeOnDevice(state, "bytes_per_s", static_cast<double>(bytes), ThisDevice().bytes_per_second,
+               launch);
 }
 
 }  // namespace lapidary

@@ -20,12 +20,6 @@
 namespace lapidary {
 namespace {
 
-#ifdef LAPIDARY_EMULATION
-constexpr int kShrink = 64;
-#else
-constexpr int kShrink = 1;
-#endif
-
 struct Shape {
   const char* name;
   GpuKvLayout layout;
