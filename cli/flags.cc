@@ -138,6 +138,10 @@ void AddDevice(CLI::App* app, DeviceFlags& f) {
       ->check(CLI::Range(int64_t{0}, int64_t{60'000'000}));
   app->add_flag("--cuda-graphs,!--no-cuda-graphs", f.cuda_graphs,
                 "Record decode steps once and replay them (GPU)");
+  app->add_option("--all-reduce", f.all_reduce,
+                  "How GPU ranks sum: nccl, or one-shot: messages up to 512 KiB over peer memory "
+                  "(unproven on hardware)")
+      ->check(CLI::IsMember({"nccl", "one-shot"}));
   app->add_option("--cuda-library", f.cuda_library,
                   "The GPU part, liblapidary_cuda.so; default: beside this program");
 }

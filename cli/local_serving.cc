@@ -112,7 +112,8 @@ absl::StatusOr<std::unique_ptr<LocalCluster>> StartLocalCluster(const ServeFlags
   options.worker_args.insert(
       options.worker_args.end(),
       {"--device", device.device, "--null-step-us", absl::StrCat(device.null_step_us),
-       device.cuda_graphs ? "--cuda-graphs" : "--no-cuda-graphs"});
+       device.cuda_graphs ? "--cuda-graphs" : "--no-cuda-graphs", "--all-reduce",
+       device.all_reduce});
   if (!device.cuda_library.empty()) {
     options.worker_args.insert(options.worker_args.end(), {"--cuda-library", device.cuda_library});
   }

@@ -60,7 +60,8 @@ struct DeviceFlags {
   std::string device = "auto";  // auto, cpu, cuda, null
   int64_t null_step_us = 0;     // what the null device takes for a step
   bool cuda_graphs = true;
-  std::string cuda_library;  // empty: beside this program
+  std::string all_reduce = "nccl";  // nccl, one-shot
+  std::string cuda_library;         // empty: beside this program
 };
 
 struct WorkerFlags {

@@ -80,6 +80,7 @@ int RunWorkerCommand(const WorkerFlags& flags) {
   config.gpu = flags.gpu;
   config.gpu_library = flags.device.cuda_library;
   config.record_steps = flags.device.cuda_graphs;
+  config.one_shot_all_reduce = flags.device.all_reduce == "one-shot";
   config.threads = flags.threads;
   config.cpus = flags.cpus;
   config.metrics_listen = absl::StrCat(flags.metrics_host, ":", flags.metrics_port);

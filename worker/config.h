@@ -17,6 +17,7 @@ struct WorkerConfig {
   int gpu = -1;                                // index of the device; -1: the rank
   std::string gpu_library;                     // liblapidary_cuda.so; empty: beside this program
   bool record_steps = true;                    // cuda: decode steps as CUDA graphs
+  bool one_shot_all_reduce = false;            // cuda: small sums over peer memory; unproven
   absl::Duration null_step;                    // what the null device takes for a step
   int threads = 1;                             // that compute, 1 to 1024
   std::vector<int> cpus;                       // one per thread to pin it to; empty: not pinned

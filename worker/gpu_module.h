@@ -43,6 +43,8 @@ struct GpuRank {
   RankId rank;
   int size = 1;
   bool record_steps = true;
+  bool one_shot_all_reduce = false;              // rank 0's counts
+  std::function<void(const std::string&)> warn;  // served, but not as asked for; may be empty
   std::function<absl::StatusOr<std::string>(const std::string&)> share_communicator_id;
   std::function<absl::Status()> ended;
   std::function<void(absl::Status)> on_lost;

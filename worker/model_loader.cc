@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "absl/strings/str_format.h"
+#include "common/log.h"
 #include "common/status_macros.h"
 #include "kernels/gemm/arithmetic.h"
 #include "kernels/thread_team.h"
@@ -95,6 +96,8 @@ ModelLoader GpuModelLoader(const GpuChoice& choice) {
     rank.rank = request.rank;
     rank.size = request.size;
     rank.record_steps = choice.record_steps;
+    rank.one_shot_all_reduce = choice.one_shot_all_reduce;
+    rank.warn = [](const std::string& what) { LogWarning(what); };
     rank.share_communicator_id = request.share_communicator_id;
     rank.ended = request.ended;
     rank.on_lost = request.on_lost;

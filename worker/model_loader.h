@@ -53,9 +53,10 @@ absl::StatusOr<LoadedModel> LoadModel(const ModelRequest& request, Communicator&
 
 // The same on a GPU.
 struct GpuChoice {
-  int index = -1;            // of the device; -1: the rank
-  std::string library;       // liblapidary_cuda.so; empty: beside this program
-  bool record_steps = true;  // CUDA graphs for decode steps
+  int index = -1;                    // of the device; -1: the rank
+  std::string library;               // liblapidary_cuda.so; empty: beside this program
+  bool record_steps = true;          // CUDA graphs for decode steps
+  bool one_shot_all_reduce = false;  // small sums over peer memory, not by NCCL; rank 0's counts
 };
 ModelLoader GpuModelLoader(const GpuChoice& choice);
 

@@ -70,7 +70,8 @@ absl::Status RunWorker(const WorkerConfig& asked, int stop_descriptor) {
           absl::StrFormat("no GPU to use: %s (`lapidary doctor` tells more)", report.problem));
     }
     return RunWorker(config, stop_descriptor,
-                     GpuModelLoader({config.gpu, config.gpu_library, config.record_steps}));
+                     GpuModelLoader({config.gpu, config.gpu_library, config.record_steps,
+                                     config.one_shot_all_reduce}));
   }
   return RunWorker(config, stop_descriptor, LoadModel);
 }

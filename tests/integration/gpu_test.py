@@ -31,7 +31,7 @@ CONTINUED = 16  # tokens
 GREEDY = ("--temperature", 0, "--ignore-eos")
 # Every kernel of a worker but those that need another shape or another chip than the models have:
 # grouped_wgmma_product (64 tokens of one expert in a step), paged_generic (other head sizes),
-# soft_cap (logits of more than 64 rows in a step).
+# soft_cap (logits of more than 64 rows in a step), one_shot_all_reduce (off unless asked for).
 KERNELS = {
     "add_normed", "add_normed_pair", "combine_splits", "draw_tokens", "embed", "expert_combine",
     "expert_sort", "find_token", "finish_thresholds", "gate_embedding", "gated_gelu",
@@ -164,10 +164,44 @@ class GpuTest(unittest.TestCase):
             self.stop(server)
         self.assertEqual(answers[0], answers[1])
 
+    def test_one_shot_sums_change_no_bit(self):
+        """Two numbers have one sum, rounded once, whoever adds them."""
+        answers = []
+        for args in (("--all-reduce", "nccl"), ("--all-reduce", "one-shot"),
+                     ("--all-reduce", "one-shot", "--no-cuda-graphs")):
+            for path in pathlib.Path(self.folder.name).glob("*.json"):
+                path.unlink()
+            server = self.serve("moe-gpu", *GPU, "--tp", 2, *args)
+            for settings in (GREEDY, SAMPLED):
+                answer = generate_json("--server", server.address, "--prompt-ids", "2,5,7,11,13",
+                                       "--max-tokens", 16, "--logprobs", 3, *settings)
+                answers.append([answer[key] for key in ("token_ids", "logprobs", "top_logprobs")])
+            self.stop(server)
+            one_shot = "one-shot" in args
+            self.assertEqual("unproven on hardware" in server.stderr(), one_shot)
+            for report in self.reports():
+                self.assertEqual(report.get("one_shot_all_reduce", 0) > 100, one_shot, report)
+        self.assertEqual(answers[:2], answers[2:4])
+        self.assertEqual(answers[:2], answers[4:])
+
+    def test_one_shot_sums_without_peer_access_are_nccl_s(self):
+        self.set_environment(SIMT_NO_PEERS="1")
+        server = self.serve("dense-gpu", *GPU, "--tp", 2, "--all-reduce", "one-shot")
+        generate_json("--server", server.address, "--prompt-ids", "2,5", "--max-tokens", 2, *GREEDY)
+        self.stop(server)
+        self.assertIn("no one-shot all-reduce here, NCCL sums: rank 0: GPU 0 does not reach the "
+                      "memory of GPU 1", server.stderr())
+        self.assertFalse(any("one_shot_all_reduce" in report for report in self.reports()))
+
     # -- Failures.
 
     def test_kill_of_a_rank_in_mid_stream(self):
-        server = self.serve("moe-gpu", *GPU, "--tp", 2)
+        for how in ("nccl", "one-shot"):
+            with self.subTest(all_reduce=how):
+                self.kill_a_rank("--all-reduce", how)
+
+    def kill_a_rank(self, *args):
+        server = self.serve("moe-gpu", *GPU, "--tp", 2, *args)
         everyone = children_of(server.pid)
         self.assertEqual(len(everyone), 3)
         stream = Stream(server, "--prompt-ids", "2,5,7", "--max-tokens", 400, *GREEDY)

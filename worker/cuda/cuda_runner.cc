@@ -113,9 +113,14 @@ class CudaModelRunner final : public ModelRunner {
     std::string own;
     if (rank.rank.value == 0) {
       ASSIGN_OR_RETURN(own, NewNcclId());
+      own.push_back(rank.one_shot_all_reduce ? '1' : '0');
     }
     NcclOptions options;
+    // How ranks sum is rank 0's choice: they must not differ in it.
     ASSIGN_OR_RETURN(options.id, rank.share_communicator_id(own));
+    options.one_shot = !options.id.empty() && options.id.back() == '1';
+    if (!options.id.empty()) options.id.pop_back();
+    options.warn = rank.warn;
     options.rank = rank.rank;
     options.size = rank.size;
     options.ended = rank.ended;

@@ -4,9 +4,11 @@
 
 #include <cstring>
 
+#include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "absl/time/clock.h"
 #include "common/status_macros.h"
+#include "worker/cuda/cuda_memory.h"
 #include "worker/cuda/cuda_status.h"
 #include "worker/cuda/cuda_stream.h"
 
@@ -69,7 +71,51 @@ absl::Status NcclCommunicator::Init() {
     met_ = true;
   }
   watch_ = std::thread([this] { Watch(); });
-  return absl::OkStatus();
+  return options_.one_shot && options_.size > 1 ? MeetPeers() : absl::OkStatus();
+}
+
+absl::Status NcclCommunicator::MeetPeers() {
+  auto peers = OneShotPeers::Create(options_.rank, options_.size, options_.one_shot_patience,
+                                    [this](const std::string& own) { return GatherOnHost(own); });
+  const bool cannot = absl::IsFailedPrecondition(peers.status());
+  if (!peers.ok() && !cannot) return peers.status();
+  if (options_.warn) {
+    options_.warn(
+        cannot ? absl::StrCat("no one-shot all-reduce here, NCCL sums: ", peers.status().message())
+               : "one-shot all-reduce is on; it is unproven on hardware");
+  }
+  absl::MutexLock lock(&mu_);
+  if (!cannot) one_shot_ = *std::move(peers);
+  return end_;
+}
+
+absl::StatusOr<std::string> NcclCommunicator::GatherOnHost(const std::string& own) {
+  const auto bytes = static_cast<int64_t>(own.size());
+  ASSIGN_OR_RETURN(const auto stream, CudaStream::Create());
+  ASSIGN_OR_RETURN(const DeviceBuffer all, DeviceBuffer::Allocate(size() * bytes, "a rendezvous"));
+  uint8_t* const part = all.data() + rank().value * bytes;
+  RETURN_IF_CUDA_ERROR("a rendezvous",
+                       cudaMemcpy(part, own.data(), own.size(), cudaMemcpyHostToDevice));
+  AllGather(part, bytes, all.data(), *stream);
+  // Nobody has this communicator yet who could abort it.
+  const absl::Time deadline = absl::Now() + options_.connect_timeout;
+  while (cudaStreamQuery(stream->raw()) == cudaErrorNotReady) {
+    absl::Status waiting = options_.ended ? options_.ended() : absl::OkStatus();
+    if (waiting.ok() && absl::Now() > deadline) {
+      waiting = absl::DeadlineExceededError("meeting the other GPUs: not all ranks go on");
+    }
+    if (!waiting.ok()) {
+      Abort(std::string(waiting.message()));
+      return waiting;
+    }
+    absl::SleepFor(kPoll);
+  }
+  RETURN_IF_ERROR(stream->Synchronize());
+  RETURN_IF_ERROR(Ended());
+  std::string gathered(static_cast<size_t>(all.bytes()), '\0');
+  RETURN_IF_CUDA_ERROR("a rendezvous", cudaMemcpy(gathered.data(), all.data(), gathered.size(),
+                                                  cudaMemcpyDeviceToHost));
+  return gathered;
 }
 
 absl::Status NcclCommunicator::Settle(std::string_view operation, ncclResult_t result,
@@ -97,24 +143,26 @@ NcclCommunicator::~NcclCommunicator() {
   if (watch_.joinable()) watch_.join();
   {
     absl::MutexLock lock(&mu_);
-    Finish();
+    if (one_shot_ != nullptr) one_shot_->CloseOthers();
+    if (Finish() && one_shot_ != nullptr) one_shot_->AllHaveClosed();
   }
   if (barrier_word_ != nullptr) (void)cudaFree(barrier_word_);
 }
 
-void NcclCommunicator::Finish() {
-  if (comm_ == nullptr) return;
+bool NcclCommunicator::Finish() {
+  if (comm_ == nullptr) return false;
   const absl::Status drained =
       met_ ? Settle("finishing", ncclCommFinalize(comm_), absl::Now() + kFinishTimeout)
            : absl::CancelledError();
-  if (comm_ == nullptr) return;  // aborted meanwhile
+  if (comm_ == nullptr) return false;  // aborted meanwhile
   (void)(drained.ok() ? ncclCommDestroy(comm_) : ncclCommAbort(comm_));
   comm_ = nullptr;
+  return drained.ok();
 }
 
 absl::Status NcclCommunicator::Ended() const {
   absl::MutexLock lock(&mu_);
-  return end_;
+  return end_.ok() && one_shot_ != nullptr ? one_shot_->Failed() : end_;
 }
 
 void NcclCommunicator::Watch() {
@@ -138,6 +186,7 @@ void NcclCommunicator::Abort(const std::string& reason) {
   absl::MutexLock lock(&mu_);
   if (end_.ok()) end_ = absl::UnavailableError(reason);
   // Kernels that wait for other ranks end; the stream's work behind them is worthless.
+  if (one_shot_ != nullptr) one_shot_->Stop();
   if (comm_ != nullptr) (void)ncclCommAbort(comm_);
   comm_ = nullptr;
 }
@@ -156,20 +205,24 @@ void NcclCommunicator::Run(std::string_view operation, Stream& stream,
   }
 }
 
-void NcclCommunicator::AllReduceSum(float* data, int64_t count, Stream& stream) {
+void NcclCommunicator::Sum(void* data, int64_t count, bool bf16, Stream& stream) {
   if (size() == 1 || count == 0) return;
   Run("all-reduce", stream, [&]() ABSL_NO_THREAD_SAFETY_ANALYSIS {
-    return ncclAllReduce(data, data, static_cast<size_t>(count), ncclFloat32, ncclSum, comm_,
-                         Raw(stream));
+    if (one_shot_ != nullptr && OneShotTakes(count * (bf16 ? 2 : 4))) {
+      one_shot_->Sum(data, count, bf16, static_cast<CudaStream&>(stream));
+      return ncclSuccess;
+    }
+    return ncclAllReduce(data, data, static_cast<size_t>(count), bf16 ? ncclBfloat16 : ncclFloat32,
+                         ncclSum, comm_, Raw(stream));
   });
 }
 
+void NcclCommunicator::AllReduceSum(float* data, int64_t count, Stream& stream) {
+  Sum(data, count, /*bf16=*/false, stream);
+}
+
 void NcclCommunicator::AllReduceSumBf16(void* data, int64_t count, Stream& stream) {
-  if (size() == 1 || count == 0) return;
-  Run("all-reduce", stream, [&]() ABSL_NO_THREAD_SAFETY_ANALYSIS {
-    return ncclAllReduce(data, data, static_cast<size_t>(count), ncclBfloat16, ncclSum, comm_,
-                         Raw(stream));
-  });
+  Sum(data, count, /*bf16=*/true, stream);
 }
 
 void NcclCommunicator::AllGather(const void* send, int64_t bytes, void* recv, Stream& stream) {

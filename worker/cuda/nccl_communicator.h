@@ -4,7 +4,8 @@
 // Initialised without blocking, so that a rank that never comes is noticed (ModelRequest::ended,
 // the deadline) and not waited for inside NCCL. A watch asks for asynchronous errors a few times a
 // second. Operations go to the CudaStream given; errors stick to it. Sums are in NCCL's order:
-// ranks get the same bytes, which order that is nobody promises.
+// ranks get the same bytes, which order that is nobody promises. Small ones may be one-shot sums
+// instead, if that was asked for.
 //
 // Operations: the engine thread. Abort: any thread.
 #pragma once
@@ -25,6 +26,7 @@
 #include "absl/synchronization/notification.h"
 #include "absl/time/time.h"
 #include "worker/comm/communicator.h"
+#include "worker/cuda/one_shot_peers.h"
 
 namespace lapidary {
 
@@ -35,6 +37,10 @@ struct NcclOptions {
   absl::Duration connect_timeout = absl::Minutes(2);
   std::function<absl::Status()> ended;        // asked while ranks are waited for
   std::function<void(absl::Status)> on_lost;  // from the watch
+  // The same on all ranks: sums up to kOneShotMaxBytes without NCCL, where the GPUs can.
+  bool one_shot = false;
+  absl::Duration one_shot_patience = absl::Seconds(60);  // then a rank is lost
+  std::function<void(const std::string&)> warn;          // served, but not as asked for
 };
 
 // A rendezvous: as bytes, to be carried to every rank.
@@ -71,22 +77,30 @@ class NcclCommunicator final : public Communicator {
  private:
   explicit NcclCommunicator(const NcclOptions& options) : options_(options) {}
   absl::Status Init();
+  // One-shot sums from now on, if all ranks can.
+  absl::Status MeetPeers();
+  // Every rank's bytes, as many from each, on the host.
+  absl::StatusOr<std::string> GatherOnHost(const std::string& own);
   // Waits while a call is in progress (non-blocking communicators say so).
   absl::Status Settle(std::string_view operation, ncclResult_t result, absl::Time deadline)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   // Runs calls to NCCL unless the communicator is gone; what goes wrong sticks to the stream.
   void Run(std::string_view operation, Stream& stream, const std::function<ncclResult_t()>& calls)
       ABSL_LOCKS_EXCLUDED(mu_);
+  void Sum(void* data, int64_t count, bool bf16, Stream& stream) ABSL_LOCKS_EXCLUDED(mu_);
   void Watch();
   // Tells the others that nothing follows, and waits a moment for them to have read what was sent.
-  void Finish() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  // Whether all have come so far.
+  bool Finish() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
 
   const NcclOptions options_;
   mutable absl::Mutex mu_;
   ncclComm_t comm_ ABSL_GUARDED_BY(mu_) = nullptr;
   bool met_ ABSL_GUARDED_BY(mu_) = false;  // all ranks have
   absl::Status end_ ABSL_GUARDED_BY(mu_);  // why it is gone
-  float* barrier_word_ = nullptr;          // device memory
+  // Null: all sums are NCCL's.
+  std::unique_ptr<OneShotPeers> one_shot_ ABSL_GUARDED_BY(mu_);
+  float* barrier_word_ = nullptr;  // device memory
   absl::Notification stop_watching_;
   std::thread watch_;
 };
