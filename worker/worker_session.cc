@@ -517,7 +517,9 @@ wire::ConnectRequest WorkerSession::NewMessage() const {
 }
 
 void WorkerSession::SendOrEnd(wire::ConnectRequest message) {
-  if (absl::Status sent = client_->Send(std::move(message)); !sent.ok()) EndGroup(std::move(sent));
+  absl::Status sent = client_->Send(std::move(message));
+  if (absl::IsUnavailable(sent)) return;  // OnStreamEnd follows and knows why
+  if (!sent.ok()) EndGroup(std::move(sent));
 }
 
 void WorkerSession::SendFailure(const absl::Status& why) {
