@@ -54,11 +54,6 @@ class RecordingOutput final : public LeaderOutput {
     const auto enough = [&] { return finished_ >= count; };
     return mu_.AwaitWithTimeout(absl::Condition(&enough), absl::Seconds(60));
   }
-  bool AwaitTokens(uint64_t id, size_t count) {
-    absl::MutexLock lock(&mu_);
-    const auto enough = [&] { return requests_[id].tokens.size() >= count; };
-    return mu_.AwaitWithTimeout(absl::Condition(&enough), absl::Seconds(60));
-  }
   Request Get(uint64_t id) {
     absl::MutexLock lock(&mu_);
     return requests_[id];
@@ -179,10 +174,11 @@ TEST_P(LeaderGroupTest, ServesRequestsAndDrains) {
   ASSERT_TRUE(group.output.AwaitFinished(12));
   group.inbox.Submit(Request(20, 5, 10));  // after an idle pause
   ASSERT_TRUE(group.output.AwaitFinished(13));
+  group.output.OnFirstToken(21, [&group] {
+    group.inbox.Drain();
+    group.inbox.Submit(Request(22, 5, 10));  // too late
+  });
   group.inbox.Submit(Request(21, 5, 40));
-  ASSERT_TRUE(group.output.AwaitTokens(21, 1));
-  group.inbox.Drain();
-  group.inbox.Submit(Request(22, 5, 10));  // too late
   for (const absl::Status& s : group.Join()) EXPECT_TRUE(s.ok()) << s;
 
   for (uint64_t id = 1; id <= 12; ++id) {
