@@ -86,8 +86,9 @@ class GrpcioTest(unittest.TestCase):
         for score, want in zip(scores, self.case["logprobs"][prompt - 1:], strict=True):
             self.assertAlmostEqual(score.logprob, want, delta=5e-5)
             self.assertEqual(len(score.top), 5)
-        for score, want in zip(events[0].prompt_scores.scores, self.case["logprobs"][:prompt - 1],
-                               strict=True):
+        # In one message or several: a prompt is computed in chunks.
+        prompt_scores = [s for event in events for s in event.prompt_scores.scores]
+        for score, want in zip(prompt_scores, self.case["logprobs"][:prompt - 1], strict=True):
             self.assertAlmostEqual(score.logprob, want, delta=5e-5)
         self.assertEqual(events[-2].choice_finished.reason, self.pb.FINISH_REASON_LENGTH)
         self.assertEqual(events[-1].usage.prompt_tokens, prompt)
