@@ -96,11 +96,16 @@ unsigned char* TakeAddresses(Arena& arena, size_t page_bytes) {
   return pages;
 }
 
-// All of the pages but the allocation itself.
-void PoisonAround(unsigned char* pages, size_t page_bytes, unsigned char* begin, size_t bytes) {
+// Notes device memory down. What of its pages is not its own may not be touched.
+void Offer(Memory& memory, unsigned char* pages, size_t page_bytes, const Allocation& a,
+           simt::MemoryKind kind) {
+  auto* const begin = reinterpret_cast<unsigned char*>(a.begin);
   LAPIDARY_UNPOISON(pages, page_bytes);
   LAPIDARY_POISON(pages, static_cast<size_t>(begin - pages));
-  LAPIDARY_POISON(begin + bytes, static_cast<size_t>(pages + page_bytes - (begin + bytes)));
+  LAPIDARY_POISON(begin + a.bytes, static_cast<size_t>(pages + page_bytes - (begin + a.bytes)));
+  memory.allocations[a.begin] = a;
+  if (monitor) monitor->OnAllocate(begin, a.bytes, kind);
+  ProtectPages(pages, page_bytes);
 }
 
 }  // namespace
@@ -122,10 +127,8 @@ cudaError_t AllocateDevice(int device, size_t bytes, void** p) {
   memset(pages, 0xff, page_bytes);  // NaN in every float format
   // At the end of its pages, so that going beyond meets the guard page.
   unsigned char* begin = pages + page_bytes - RoundUp(bytes, kAlignment);
-  PoisonAround(pages, page_bytes, begin, bytes);
-  memory.allocations[Address(begin)] = {.begin = Address(begin), .bytes = bytes, .device = device};
-  if (monitor) monitor->OnAllocate(begin, bytes, simt::MemoryKind::kDevice);
-  ProtectPages(pages, page_bytes);
+  Offer(memory, pages, page_bytes, {.begin = Address(begin), .bytes = bytes, .device = device},
+        simt::MemoryKind::kDevice);
   *p = begin;
   return cudaSuccess;
 }
@@ -252,11 +255,9 @@ cudaError_t MapShared(int device, const SharedMemory& shared, void** p) {
     return cudaErrorMapBufferObjectFailed;
   }
   unsigned char* begin = pages + shared.offset;
-  PoisonAround(pages, page_bytes, begin, shared.bytes);
-  memory.allocations[Address(begin)] = {
-      .begin = Address(begin), .bytes = shared.bytes, .device = device, .imported = true};
-  if (monitor) monitor->OnAllocate(begin, shared.bytes, simt::MemoryKind::kShared);
-  ProtectPages(pages, page_bytes);
+  Offer(memory, pages, page_bytes,
+        {.begin = Address(begin), .bytes = shared.bytes, .device = device, .imported = true},
+        simt::MemoryKind::kShared);
   *p = begin;
   return cudaSuccess;
 }
