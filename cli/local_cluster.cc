@@ -21,6 +21,11 @@
 namespace lapidary {
 namespace {
 
+std::string EndOf(const ChildProcess& child, int status) {
+  return absl::StrFormat("%s (process %d) %s", child.name(), child.pid(),
+                         DescribeWaitStatus(status));
+}
+
 // One line from the pipe, or what came before it closed.
 std::string ReadLine(int fd, absl::Duration timeout) {
   std::string line;
@@ -120,10 +125,7 @@ absl::Status LocalCluster::AwaitReady(const LocalClusterOptions& options,
 absl::Status LocalCluster::Check() {
   for (ChildProcess& child : children_) {
     const std::optional<int> status = child.TryWait();
-    if (status.has_value()) {
-      return absl::UnavailableError(absl::StrFormat("%s (process %d) %s", child.name(), child.pid(),
-                                                    DescribeWaitStatus(*status)));
-    }
+    if (status.has_value()) return absl::UnavailableError(EndOf(child, *status));
   }
   return absl::OkStatus();
 }
@@ -138,17 +140,25 @@ absl::Status LocalCluster::Stop(absl::Duration timeout) {
   const absl::Time deadline = absl::Now() + timeout;
   // The coordinator drains and tells the workers; a worker that outlives it is told by signal.
   children_[0].Signal(SIGTERM);
-  absl::Status result = absl::OkStatus();
+  std::vector<std::string> bad;
+  bool late = false;
   for (size_t i = 0; i < children_.size(); ++i) {
     if (i > 0) children_[i].Signal(SIGTERM);
-    if (children_[i].Wait(std::max(deadline - absl::Now(), absl::Milliseconds(100)))) continue;
-    result = absl::DeadlineExceededError(absl::StrFormat("%s did not end within %s and was killed",
-                                                         children_[i].name(),
-                                                         absl::FormatDuration(timeout)));
+    const std::optional<int> status =
+        children_[i].Wait(std::max(deadline - absl::Now(), absl::Milliseconds(100)));
+    if (status.has_value()) {
+      if (*status != 0) bad.push_back(EndOf(children_[i], *status));
+      continue;
+    }
+    late = true;
+    bad.push_back(absl::StrFormat("%s did not end within %s and was killed", children_[i].name(),
+                                  absl::FormatDuration(timeout)));
     children_[i].Signal(SIGKILL);
     children_[i].Wait(absl::Seconds(5));
   }
-  return result;
+  if (bad.empty()) return absl::OkStatus();
+  return absl::Status(late ? absl::StatusCode::kDeadlineExceeded : absl::StatusCode::kUnavailable,
+                      absl::StrJoin(bad, "; "));
 }
 
 }  // namespace lapidary

@@ -39,7 +39,7 @@ class LocalCluster {
   // Descriptors that become readable when a process ends.
   std::vector<int> PollDescriptors() const;
   // Drains: streams in progress finish, everything ends. Past `timeout` it is killed
-  // (DEADLINE_EXCEEDED).
+  // (DEADLINE_EXCEEDED); a process that ends badly is UNAVAILABLE.
   absl::Status Stop(absl::Duration timeout);
 
  private:

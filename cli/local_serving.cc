@@ -144,7 +144,12 @@ int AskServerOrOwn(const GenerateFlags& flags,
     address = absl::StrCat("127.0.0.1:", own->port());
   }
   const absl::Status status = ask(address);
-  if (own != nullptr) own->Stop(absl::Seconds(10)).IgnoreError();
+  if (own != nullptr) {
+    if (const absl::Status stopped = own->Stop(absl::Seconds(10)); !stopped.ok()) {
+      std::fprintf(stderr, "lapidary: while stopping: %s\n",
+                   std::string(stopped.message()).c_str());
+    }
+  }
   return status.ok() ? 0 : absl::IsCancelled(status) ? 130 : Fail(status);
 }
 

@@ -1,7 +1,6 @@
 #include "worker/kv_agreement.h"
 
 #include <algorithm>
-#include <cstring>
 #include <string>
 #include <vector>
 
@@ -23,8 +22,7 @@ struct Offer {
 absl::StatusOr<std::vector<Offer>> Gather(const absl::Status& own_status, Offer own,
                                           Communicator& comm, Stream& stream) {
   own.code = static_cast<int32_t>(own_status.code());
-  const size_t bytes = std::min(own_status.message().size(), sizeof own.reason - 1);
-  std::memcpy(own.reason, own_status.message().data(), bytes);
+  own_status.message().copy(own.reason, sizeof own.reason - 1);
   std::vector<Offer> all(comm.size());
   comm.AllGather(&own, sizeof own, all.data(), stream);
   RETURN_IF_ERROR(stream.Synchronize());

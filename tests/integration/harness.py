@@ -41,10 +41,23 @@ def joined(ids):
     return ",".join(map(str, ids))
 
 
+# What the processes below a command say of bugs: their exit codes may get lost on the way up.
+BUGS = re.compile(r"ERROR: \w+Sanitizer|WARNING: ThreadSanitizer|runtime error:|"
+                  r"Potential Mutex deadlock|terminate called|was killed by signal (?!9\b)")
+
+
+def check_for_bugs(stderr):
+    """Fails the test if a process has met a bug of its own."""
+    if BUGS.search(stderr):
+        raise AssertionError(f"a process reports a bug:\n{stderr}")
+
+
 def run(*args, deadline=DEADLINE):
     """Runs a subcommand to its end."""
-    return subprocess.run([BINARY, *map(str, args)], stdin=subprocess.DEVNULL, capture_output=True,
+    done = subprocess.run([BINARY, *map(str, args)], stdin=subprocess.DEVNULL, capture_output=True,
                           text=True, timeout=deadline)
+    check_for_bugs(done.stderr)
+    return done
 
 
 def generate_json(*args):
@@ -118,7 +131,9 @@ class Process:
             self.process.kill()
             self.process.wait()
         self.process.stdout.close()
+        stderr = self.stderr()
         self.errors.close()
+        check_for_bugs(stderr)
 
     def __enter__(self):
         return self

@@ -75,6 +75,18 @@ class LifetimeTest(unittest.TestCase):
         self.assertEqual(stream.text, expected.stdout)
         self.assertEqual(server.wait(), 0, server.stderr())
 
+    def test_a_rank_killed_while_draining(self):
+        server = self.serve("--tp", 2, "--device", "null", "--null-step-us", 5000)
+        stream = self.stream(server, *LONG)
+        stream.await_first()
+        victim = server.rank(1)
+        server.signal(signal.SIGINT)
+        wait_until(lambda: "Draining" in server.stderr(), "the server drains")
+        harness.os.kill(victim, signal.SIGKILL)
+        self.assertEqual(stream.wait(), 1, stream.stderr())
+        self.assertEqual(server.wait(), 1, server.stderr())
+        self.assertIn(f"rank 1 (process {victim}) was killed by signal 9", server.stderr())
+
     def test_a_dropped_stream_frees_its_pages(self):
         # Steps of 5 ms: the model itself would be through before a busy machine has looked.
         server = self.serve("--device", "null", "--null-step-us", 5000)

@@ -120,17 +120,18 @@ absl::StatusOr<std::string> NcclCommunicator::GatherOnHost(const std::string& ow
 
 absl::Status NcclCommunicator::Settle(std::string_view operation, ncclResult_t result,
                                       absl::Time deadline) {
-  // Others may abort while this waits.
   while (result == ncclInProgress) {
-    if (options_.ended) RETURN_IF_ERROR(options_.ended());
+    // Others may abort while this waits, with the lock held that `ended` takes.
+    mu_.Unlock();
+    const absl::Status ended = options_.ended ? options_.ended() : absl::OkStatus();
+    if (ended.ok()) absl::SleepFor(kPoll);
+    mu_.Lock();
+    RETURN_IF_ERROR(end_);
+    RETURN_IF_ERROR(ended);
     if (absl::Now() > deadline) {
       return absl::DeadlineExceededError(
           absl::StrFormat("%s: not all of %d ranks have come", operation, options_.size));
     }
-    mu_.Unlock();
-    absl::SleepFor(kPoll);
-    mu_.Lock();
-    RETURN_IF_ERROR(end_);
     if (const ncclResult_t asked = ncclCommGetAsyncError(comm_, &result); asked != ncclSuccess) {
       return NcclError(operation, asked, comm_);
     }

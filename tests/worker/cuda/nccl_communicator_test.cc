@@ -191,6 +191,35 @@ TEST(NcclCommunicator, AGroupThatEndedIsNotWaitedFor) {
   EXPECT_EQ(comm.status().message(), "rank 0 has no weights");
 }
 
+// Whoever ends the group may hold a lock of `ended`'s.
+TEST(NcclCommunicator, AnAbortDoesNotWaitForWhoAsksWhetherTheGroupEnded) {
+  const auto id = NewNcclId();
+  ASSERT_TRUE(id.ok());
+  absl::Notification created, asked, aborted;
+  const auto ended = [&] {
+    if (!created.HasBeenNotified()) return absl::OkStatus();
+    asked.Notify();
+    EXPECT_TRUE(aborted.WaitForNotificationWithTimeout(absl::Seconds(60)));
+    return absl::OkStatus();
+  };
+  const auto stream = CudaStream::Create();
+  ASSERT_TRUE(stream.ok());
+  const auto comm = NcclCommunicator::Create(
+      {.id = *id, .rank = RankId{0}, .size = 1, .ended = ended, .on_lost = {}});
+  ASSERT_TRUE(comm.ok()) << comm.status();
+  const auto data = ToDevice(std::vector<float>(4, 1.0f));
+  ASSERT_TRUE(data.ok());
+  created.Notify();
+  std::thread aborter([&] {
+    asked.WaitForNotification();
+    (*comm)->Abort("the group ends");
+    aborted.Notify();
+  });
+  (*comm)->AllGather(data->data(), 16, data->data(), **stream);  // is in progress at first
+  aborter.join();
+  EXPECT_EQ((*comm)->Ended().message(), "the group ends");
+}
+
 TEST(NcclCommunicator, ARendezvousOfAnotherSizeIsRefused) {
   const auto comm = NcclCommunicator::Create(
       {.id = "short", .rank = RankId{0}, .size = 2, .ended = {}, .on_lost = {}});
