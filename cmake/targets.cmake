@@ -2,6 +2,7 @@
 #   A static library lapidary_<name> with the alias lapidary::<name>.
 # lapidary_test(NAME router_test SRCS router_test.cc DEPS lapidary::coordinator [LABELS threads] [TIMEOUT 60])
 #   A GoogleTest binary registered with ctest, run from the source root.
+#   SHARDS 4: as four tests, <name>.0 to <name>.3, of a quarter of the cases each. ENVIRONMENT A=b ...
 # lapidary_bench(NAME matmul_bench SRCS ... DEPS ...)   A Google Benchmark binary, never a test.
 set(LAPIDARY_TSAN_ENVIRONMENT
   "TSAN_OPTIONS=ignore_noninstrumented_modules=1 suppressions=${CMAKE_SOURCE_DIR}/tests/support/tsan.supp")
@@ -24,8 +25,15 @@ function(lapidary_library)
   add_library(lapidary::${ARG_NAME} ALIAS lapidary_${ARG_NAME})
 endfunction()
 
+# Of lapidary_test, whose ARG_* it sees; the rest of its arguments is the environment.
+function(lapidary_add_test test)
+  add_test(NAME ${test} COMMAND ${ARG_NAME} WORKING_DIRECTORY ${CMAKE_SOURCE_DIR})
+  set_tests_properties(${test} PROPERTIES TIMEOUT ${ARG_TIMEOUT} LABELS "${ARG_LABELS}"
+                                          ENVIRONMENT "${ARGN}")
+endfunction()
+
 function(lapidary_test)
-  cmake_parse_arguments(ARG "" "NAME;TIMEOUT" "SRCS;DEPS;LABELS" ${ARGN})
+  cmake_parse_arguments(ARG "" "NAME;TIMEOUT;SHARDS" "SRCS;DEPS;LABELS;ENVIRONMENT" ${ARGN})
   if(NOT LAPIDARY_TESTS)
     return()
   endif()
@@ -34,15 +42,22 @@ function(lapidary_test)
   if(LAPIDARY_SANITIZE STREQUAL "thread")
     target_link_libraries(${ARG_NAME} PRIVATE lapidary_tsan_shims)
   endif()
-  add_test(NAME ${ARG_NAME} COMMAND ${ARG_NAME} WORKING_DIRECTORY ${CMAKE_SOURCE_DIR})
   if(NOT ARG_TIMEOUT)
     set(ARG_TIMEOUT 120)
   endif()
   math(EXPR ARG_TIMEOUT "${ARG_TIMEOUT} * ${LAPIDARY_TIMEOUT_FACTOR}")
-  set_tests_properties(${ARG_NAME} PROPERTIES TIMEOUT ${ARG_TIMEOUT} LABELS "${ARG_LABELS}")
   if(LAPIDARY_SANITIZE STREQUAL "thread")
-    set_tests_properties(${ARG_NAME} PROPERTIES ENVIRONMENT "${LAPIDARY_TSAN_ENVIRONMENT}")
+    list(APPEND ARG_ENVIRONMENT "${LAPIDARY_TSAN_ENVIRONMENT}")
   endif()
+  if(NOT ARG_SHARDS)
+    lapidary_add_test(${ARG_NAME} ${ARG_ENVIRONMENT})
+    return()
+  endif()
+  math(EXPR last "${ARG_SHARDS} - 1")
+  foreach(shard RANGE ${last})
+    lapidary_add_test(${ARG_NAME}.${shard} ${ARG_ENVIRONMENT}
+                      GTEST_TOTAL_SHARDS=${ARG_SHARDS} GTEST_SHARD_INDEX=${shard})
+  endforeach()
 endfunction()
 
 function(lapidary_bench)
