@@ -137,9 +137,10 @@ class OpenAiTest(unittest.TestCase):
             done = bench_openai(server, "-n", 3)
         out = json.loads(done.stdout)
         self.assertEqual(done.returncode, 0, done.stderr)
-        self.assertGreater(out["token_gap_ms"]["min"], PACE * 1e3 / 2)
+        # In the mean, as a client that is late reads two tokens at once.
+        self.assertGreater(out["token_gap_ms"]["mean"], PACE * 1e3 / 2)
         # At least four tokens follow each other, so the first comes long before the end.
-        self.assertGreater(out["latency_ms"]["min"] - out["ttft_ms"]["max"], PACE * 1e3)
+        self.assertGreater(out["latency_ms"]["mean"] - out["ttft_ms"]["mean"], PACE * 1e3)
 
     def test_one_connection_a_request(self):
         with openai_server() as server:
