@@ -1,8 +1,11 @@
 // `lapidary doctor`: what this machine's GPUs, driver and libraries are, and, with --gpu, whether
 // every kernel computes on them what it should.
+#include <spawn.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #include <cerrno>
+#include <csignal>
 #include <cstdio>
 #include <cstring>
 #include <filesystem>
@@ -77,19 +80,33 @@ void PrintJson(const GpuReport& report) {
   std::printf("%s\n", json.dump(2).c_str());
 }
 
-// The kernel tests against their references, on the device; does not return when it starts.
+// The tests of kernels and of the worker's parts, on the GPUs: 0 when all pass.
 int RunConformance() {
   std::error_code error;
   const std::filesystem::path program = std::filesystem::read_symlink("/proc/self/exe", error);
-  const std::string tests = (program.parent_path() / "gpu_conformance").string();
-  if (!std::filesystem::exists(tests, error)) {
-    return Fail(absl::NotFoundError(
-        absl::StrFormat("%s is not there: it is built with the tests and a CUDA toolkit", tests)));
+  int result = 0;
+  for (const char* const name : {"gpu_conformance", "gpu_worker_conformance"}) {
+    const std::string tests = (program.parent_path() / name).string();
+    if (!std::filesystem::exists(tests, error)) {
+      return Fail(absl::NotFoundError(absl::StrFormat(
+          "%s is not there: it is built with the tests and a CUDA toolkit", tests)));
+    }
+    std::printf("\nrunning %s\n", tests.c_str());
+    std::fflush(stdout);
+    pid_t child = 0;
+    const char* const argv[] = {tests.c_str(), nullptr};
+    const int failed = posix_spawn(&child, tests.c_str(), nullptr, nullptr,
+                                   const_cast<char* const*>(argv), environ);
+    if (failed != 0) return Fail(absl::InternalError(absl::StrCat(tests, ": ", strerror(failed))));
+    int status = 0;
+    while (waitpid(child, &status, 0) < 0 && errno == EINTR) {
+    }
+    if (WIFSIGNALED(status)) {
+      return Fail(absl::InternalError(absl::StrCat(tests, ": ", strsignal(WTERMSIG(status)))));
+    }
+    if (WEXITSTATUS(status) != 0) result = WEXITSTATUS(status);
   }
-  std::printf("\nrunning %s\n", tests.c_str());
-  std::fflush(stdout);
-  execl(tests.c_str(), tests.c_str(), nullptr);
-  return Fail(absl::InternalError(absl::StrFormat("%s: %s", tests, strerror(errno))));
+  return result;
 }
 
 }  // namespace

@@ -4,7 +4,9 @@
 #include <benchmark/benchmark.h>
 #include <cuda_runtime_api.h>
 
+#include <algorithm>
 #include <cstdint>
+#include <random>
 #include <vector>
 
 #include "kernels/chip.h"
@@ -39,7 +41,7 @@ inline Device ThisDevice() {
           .flops_per_second = flops * properties.multiProcessorCount * clock_khz * 1e3};
 }
 
-// Device memory of zeros: what is multiplied does not change the time, but for clocks.
+// Device memory of zeros: for what is written, and for indices.
 class Zeros {
  public:
   explicit Zeros(int64_t bytes) {
@@ -62,6 +64,27 @@ class Zeros {
   void* data_ = nullptr;
 };
 
+// Device memory of random numbers, finite whether they are read as bf16 (0.5 to 2, of either sign),
+// as fp32 or as e4m3: multiplying zeros takes less power, and so less time.
+class Randoms : public Zeros {
+ public:
+  explicit Randoms(int64_t bytes) : Zeros(bytes) {
+    std::mt19937 random(1);
+    std::vector<uint32_t> block((1 << 20) / sizeof(uint32_t));
+    for (uint32_t& word : block) word = (random() & 0x80bf80bf) | 0x3f003f00;
+    // Upload one block, then double what is there.
+    int64_t filled = std::min(std::ssize(block) * int64_t{sizeof(uint32_t)}, bytes);
+    cudaMemcpy(As(), block.data(), static_cast<size_t>(filled), cudaMemcpyHostToDevice);
+    for (; filled < bytes; filled *= 2) {
+      cudaMemcpy(As<uint8_t>() + filled, As(),
+                 static_cast<size_t>(std::min(filled, bytes - filled)), cudaMemcpyDeviceToDevice);
+    }
+  }
+};
+
+// More than any L2 cache holds, so that each launch finds its operands in device memory only.
+inline constexpr int64_t kFlushBytes = (int64_t{256} << 20) / (int64_t{kShrink} * kShrink);
+
 // Runs `launch` per iteration; reports the device's time and what it makes of `work` a second.
 template <class Launch>
 void TimeOnDevice(benchmark::State& state, const char* unit, double work, double roof,
@@ -74,7 +97,9 @@ void TimeOnDevice(benchmark::State& state, const char* unit, double work, double
     state.SkipWithError("no device");
     return;
   }
+  const Zeros flushed(kFlushBytes);
   for (auto _ : state) {
+    cudaMemsetAsync(flushed.As(), 0, kFlushBytes, stream);
     cudaEventRecord(begin, stream);
     const cudaError_t error = launch(stream);
     cudaEventRecord(end, stream);
@@ -96,8 +121,7 @@ void TimeOnDevice(benchmark::State& state, const char* unit, double work, double
   cudaStreamDestroy(stream);
 }
 
-// The same for what memory limits: `bytes` read and written, each once. What fits into the L2 cache
-// may pass the roof.
+// The same for what memory limits: `bytes` read and written, each once.
 template <class Launch>
 void TimeBytes(benchmark::State& state, int64_t bytes, const Launch& launch) {
   TimeOnDevice(state, "bytes_per_s", static_cast<double>(bytes), ThisDevice().bytes_per_second,

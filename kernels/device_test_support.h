@@ -18,37 +18,48 @@ template <class T>
 class DeviceArray {
  public:
   // `skew` elements stand before the first, so that it is not aligned.
-  explicit DeviceArray(int64_t count, int64_t skew = 0) : count_(count), skew_(skew) {
-    const size_t bytes = static_cast<size_t>(count + skew) * sizeof(T);
-    EXPECT_EQ(cudaMalloc(reinterpret_cast<void**>(&base_), bytes), cudaSuccess);
-    EXPECT_EQ(cudaMemset(base_, 0xff, bytes), cudaSuccess);
-    EXPECT_EQ(cudaDeviceSynchronize(), cudaSuccess);  // a memset does not wait
+  explicit DeviceArray(size_t size, size_t skew = 0) : size_(size), skew_(skew) {
+    if (size + skew == 0) return;
+    EXPECT_EQ(cudaMalloc(reinterpret_cast<void**>(&base_), (size + skew) * sizeof(T)), cudaSuccess);
+    Poison();
   }
-  explicit DeviceArray(const std::vector<T>& values, int64_t skew = 0)
-      : DeviceArray(static_cast<int64_t>(values.size()), skew) {
+  explicit DeviceArray(const std::vector<T>& values, size_t skew = 0)
+      : DeviceArray(values.size(), skew) {
     Set(values);
   }
   ~DeviceArray() { EXPECT_EQ(cudaFree(base_), cudaSuccess); }
   DeviceArray(const DeviceArray&) = delete;
   DeviceArray& operator=(const DeviceArray&) = delete;
 
-  T* data() { return base_ + skew_; }
+  T* data() const { return base_ + skew_; }
+  size_t size() const { return size_; }
   void Set(const std::vector<T>& values) {
-    EXPECT_EQ(static_cast<int64_t>(values.size()), count_);
-    EXPECT_EQ(cudaMemcpy(data(), values.data(), values.size() * sizeof(T), cudaMemcpyHostToDevice),
+    ASSERT_EQ(values.size(), size_);
+    if (size_ == 0) return;
+    EXPECT_EQ(cudaMemcpy(data(), values.data(), size_ * sizeof(T), cudaMemcpyHostToDevice),
               cudaSuccess);
+    Wait();
   }
   // After all the device has been given to do.
-  std::vector<T> Get() {
-    std::vector<T> values(count_);
-    EXPECT_EQ(cudaDeviceSynchronize(), cudaSuccess);
-    EXPECT_EQ(cudaMemcpy(values.data(), data(), values.size() * sizeof(T), cudaMemcpyDeviceToHost),
+  std::vector<T> Get() const {
+    std::vector<T> values(size_);
+    Wait();
+    if (size_ == 0) return values;
+    EXPECT_EQ(cudaMemcpy(values.data(), data(), size_ * sizeof(T), cudaMemcpyDeviceToHost),
               cudaSuccess);
     return values;
   }
+  void Poison() {
+    EXPECT_EQ(cudaMemset(base_, 0xff, (size_ + skew_) * sizeof(T)), cudaSuccess);
+    Wait();
+  }
 
  private:
-  const int64_t count_, skew_;
+  // Kernels run in streams that wait neither for a memset nor for a copy from pageable memory,
+  // which may still be on its way when the call returns.
+  static void Wait() { EXPECT_EQ(cudaDeviceSynchronize(), cudaSuccess); }
+
+  const size_t size_, skew_;
   T* base_ = nullptr;
 };
 

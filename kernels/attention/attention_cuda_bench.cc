@@ -51,7 +51,8 @@ struct Pages {
   }
   const int per_sequence;
   const int64_t page_bytes;
-  const Zeros pool, table;
+  const Randoms pool;
+  const Zeros table;
 };
 
 GpuAttentionParams Params(const Shape& shape, const Pages& pages, const Zeros& query,
@@ -80,7 +81,7 @@ void BM_PagedDecode(benchmark::State& state) {
   const int context = std::max<int>(1, state.range(2) / kShrink);
   const Device device = ThisDevice();
   const Pages pages(shape, rows, context);
-  const Zeros query(int64_t{rows} * shape.q_heads * shape.layout.score_columns() * 2);
+  const Randoms query(int64_t{rows} * shape.q_heads * shape.layout.score_columns() * 2);
   const Zeros out(int64_t{rows} * shape.q_heads * shape.layout.head_dim * 2);
   const GpuAttentionParams p = Params(shape, pages, query, out);
   std::vector<AttentionRun> runs;
@@ -111,7 +112,7 @@ void BM_PagedPrefill(benchmark::State& state) {
   const int before = static_cast<int>(state.range(2)) / kShrink;
   const Device device = ThisDevice();
   const Pages pages(shape, 1, before + tokens);
-  const Zeros query(int64_t{tokens} * shape.q_heads * shape.layout.score_columns() * 2);
+  const Randoms query(int64_t{tokens} * shape.q_heads * shape.layout.score_columns() * 2);
   const Zeros out(int64_t{tokens} * shape.q_heads * shape.layout.head_dim * 2);
   const GpuAttentionParams p = Params(shape, pages, query, out);
   const std::vector<AttentionRun> runs{{.len = tokens, .position = before}};

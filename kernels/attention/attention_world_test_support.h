@@ -104,7 +104,7 @@ class AttentionWorld {
     const GpuKvLayout& layout = config.layout;
     if (seen % kPageTokens != 0) {
       const int64_t page = table_[table_of_[sequence] + seen / kPageTokens];
-      std::vector<uint8_t> pool = pool_->Download();
+      std::vector<uint8_t> pool = pool_->Get();
       for (int h = 0; h < kv_heads(); ++h) {
         const int64_t tile = page * page_bytes_ + layer_offset_ + int64_t{h} * layout.head_bytes();
         for (int slot = 0; slot < seen % kPageTokens; ++slot) {
@@ -115,10 +115,10 @@ class AttentionWorld {
           }
         }
       }
-      pool_->Upload(pool);
+      pool_->Set(pool);
     }
     for (int i = 0; i < seen / kPageTokens; ++i) table_[table_of_[sequence] + i] = 0x7ffffff0;
-    device_table_->Upload(table_);
+    device_table_->Set(table_);
   }
 
   // Everything but out.
@@ -335,7 +335,7 @@ class AttentionWorld {
 
   void ReadPages() {
     const GpuKvLayout& layout = config.layout;
-    const std::vector<uint8_t> pool = pool_->Download();
+    const std::vector<uint8_t> pool = pool_->Get();
     for (int h = 0; h < kv_heads(); ++h) {
       for (int64_t t = 0; t < tokens(); ++t) {
         const int64_t page = table_[table_of_[sequence_of_[t]] + positions_[t] / kPageTokens];
@@ -369,7 +369,7 @@ class AttentionWorld {
         rows_.push_back(std::move(row));
       }
     }
-    query_copy_ = query_->Download();
+    query_copy_ = query_->Get();
   }
 
   // A raw head: normed, times w, turned, scaled.

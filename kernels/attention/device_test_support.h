@@ -1,4 +1,4 @@
-// What the tests of the attention kernels share: memory of the device, and the chips to be. Host
+// What the tests of the attention kernels share: the chips to be, and steps of number formats. Host
 // code over the CUDA runtime: it runs under emulation and on a GPU.
 #pragma once
 #include <cuda_bf16.h>
@@ -12,50 +12,9 @@
 
 #include "gtest/gtest.h"
 #include "kernels/chip.h"
+#include "kernels/device_test_support.h"
 
 namespace lapidary {
-
-// An array on the device. Every bit is set until it is written: NaN in each type.
-template <class T>
-class DeviceArray {
- public:
-  explicit DeviceArray(size_t size) : size_(size) {
-    if (size == 0) return;
-    EXPECT_EQ(cudaMalloc(reinterpret_cast<void**>(&data_), size * sizeof(T)), cudaSuccess);
-    Poison();
-  }
-  explicit DeviceArray(const std::vector<T>& values) : DeviceArray(values.size()) {
-    Upload(values);
-  }
-  DeviceArray(const DeviceArray&) = delete;
-  DeviceArray& operator=(const DeviceArray&) = delete;
-  ~DeviceArray() { EXPECT_EQ(cudaFree(data_), cudaSuccess); }
-
-  T* data() const { return data_; }
-  size_t size() const { return size_; }
-  void Upload(const std::vector<T>& values) {
-    ASSERT_EQ(values.size(), size_);
-    if (size_ == 0) return;
-    EXPECT_EQ(cudaMemcpy(data_, values.data(), size_ * sizeof(T), cudaMemcpyHostToDevice),
-              cudaSuccess);
-  }
-  std::vector<T> Download() const {
-    std::vector<T> values(size_);
-    if (size_ > 0) {
-      EXPECT_EQ(cudaMemcpy(values.data(), data_, size_ * sizeof(T), cudaMemcpyDeviceToHost),
-                cudaSuccess);
-    }
-    return values;
-  }
-  void Poison() {
-    EXPECT_EQ(cudaMemset(data_, 0xff, size_ * sizeof(T)), cudaSuccess);
-    EXPECT_EQ(cudaDeviceSynchronize(), cudaSuccess);  // kernels run in streams that do not wait
-  }
-
- private:
-  T* data_ = nullptr;
-  const size_t size_;
-};
 
 inline bool Emulated() {
 #ifdef LAPIDARY_EMULATION
@@ -80,7 +39,6 @@ inline std::vector<Chip> ChipsToTest() {
            .shared_bytes = static_cast<int>(properties.sharedMemPerBlockOptin)}};
 }
 
-inline float Float(__nv_bfloat16 x) { return __bfloat162float(x); }
 inline float E4m3(uint8_t code) {
   return __half2float(__half(__nv_cvt_fp8_to_halfraw(code, __NV_E4M3)));
 }

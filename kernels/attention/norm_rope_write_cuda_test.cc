@@ -105,8 +105,8 @@ class NormRopeWriteTest : public testing::TestWithParam<Case> {
     const cudaError_t launched = LaunchNormRopeWrite(p, stream);
     EXPECT_EQ(cudaStreamSynchronize(stream), cudaSuccess);
     EXPECT_EQ(cudaStreamDestroy(stream), cudaSuccess);
-    *pool = pages.Download();
-    *query = out.Download();
+    *pool = pages.Get();
+    *query = out.Get();
     return launched;
   }
 
@@ -329,7 +329,7 @@ struct OneHead {
     p.page_bytes = layout.head_bytes();
     EXPECT_EQ(LaunchNormRopeWrite(p, nullptr), cudaSuccess);
     EXPECT_EQ(cudaDeviceSynchronize(), cudaSuccess);
-    const std::vector<uint8_t> bytes = pool.Download();
+    const std::vector<uint8_t> bytes = pool.Get();
     memcpy(&key_scale, &bytes[layout.tile_bytes()], 4);
     memcpy(&value_scale, &bytes[layout.tile_bytes() + 64], 4);
     for (int i = 0; i < 64; ++i) {

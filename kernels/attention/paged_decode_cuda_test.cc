@@ -31,7 +31,7 @@ std::vector<__nv_bfloat16> Decode(const AttentionWorld& world,
   EXPECT_EQ(LaunchPagedDecode(p, device_runs.data(), rows, plan, workspace.data(), chip, nullptr),
             cudaSuccess);
   EXPECT_EQ(cudaDeviceSynchronize(), cudaSuccess);
-  return out.Download();
+  return out.Get();
 }
 
 // The last token of every sequence.

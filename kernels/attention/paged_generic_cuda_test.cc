@@ -20,7 +20,7 @@ std::vector<__nv_bfloat16> Generic(const AttentionWorld& world,
                                nullptr),
             cudaSuccess);
   EXPECT_EQ(cudaDeviceSynchronize(), cudaSuccess);
-  return out.Download();
+  return out.Get();
 }
 
 class PagedGenericShapeTest : public testing::TestWithParam<GpuKvLayout> {};

@@ -31,7 +31,7 @@ std::vector<__nv_bfloat16> Prefill(const AttentionWorld& world,
                                static_cast<int>(blocks.size()), chip, nullptr),
             cudaSuccess);
   EXPECT_EQ(cudaDeviceSynchronize(), cudaSuccess);
-  return out.Download();
+  return out.Get();
 }
 
 std::string Trace(const AttentionWorld& world, const Chip& chip) {

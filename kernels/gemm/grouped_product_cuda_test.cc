@@ -256,7 +256,8 @@ TEST_P(GroupedProductTest, ARecordedLaunchFollowsBegin) {
     const double unit = UsesE4m3Sums(c, plan, chip) ? 0x1p-13 : 0x1p-23;
     for (const std::vector<int32_t>& edges : std::vector<std::vector<int32_t>>{
              {0, 0, 0, 0}, {0, 4, 4, 13}, {0, 0, 20, 20}, {0, 1, 2, 3}}) {
-      ASSERT_EQ(cudaMemcpy(begin.as(), edges.data(), 16, cudaMemcpyHostToDevice), cudaSuccess);
+      ASSERT_EQ(cudaMemcpyAsync(begin.as(), edges.data(), 16, cudaMemcpyHostToDevice, stream),
+                cudaSuccess);
       ASSERT_EQ(cudaMemsetAsync(y.as(), 0xff, 20 * 16 * 2, stream), cudaSuccess);
       ASSERT_EQ(cudaGraphLaunch(recorded, stream), cudaSuccess);
       ASSERT_EQ(cudaStreamSynchronize(stream), cudaSuccess);

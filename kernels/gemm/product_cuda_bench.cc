@@ -37,7 +37,7 @@ void BM_StreamProduct(benchmark::State& state) {
               .n = n,
               .k = k,
               .k_stride = k};
-  const Zeros matrix(w.bytes()), scale(n * 4), x(tokens * k * 2), x_scale(tokens * 4);
+  const Randoms matrix(w.bytes()), scale(n * 4), x(tokens * k * 2), x_scale(tokens * 4);
   const Zeros y(tokens * n * 2);
   w.data = matrix.As();
   ProductInput in{.x = x.As(), .stride = k};
@@ -83,8 +83,9 @@ void BM_GroupedProduct(benchmark::State& state) {
     active += n > 0 ? 1 : 0;
   }
   for (int64_t s = 0; s < slots; ++s) row_of.push_back(static_cast<int32_t>(random() % tokens));
-  const Zeros matrix(kExperts * p.w.bytes()), scale(kExperts * p.w.n * 4);
-  const Zeros x(slots * p.w.k * 2), x_scale(slots * 4), y(slots * p.w.n * 2);
+  const Randoms matrix(kExperts * p.w.bytes()), scale(kExperts * p.w.n * 4);
+  const Randoms x(slots * p.w.k * 2), x_scale(slots * 4);
+  const Zeros y(slots * p.w.n * 2);
   const Zeros device_begin(begin), device_row(row_of);
   p.w.data = matrix.As();
   p.in = {.x = x.As(), .stride = p.w.k};

@@ -26,6 +26,7 @@ class DeviceBytes {
   explicit DeviceBytes(const std::vector<T>& host) : DeviceBytes(host.size() * sizeof(T)) {
     if (bytes_ == 0) return;
     EXPECT_EQ(cudaMemcpy(data_, host.data(), bytes_, cudaMemcpyHostToDevice), cudaSuccess);
+    EXPECT_EQ(cudaDeviceSynchronize(), cudaSuccess);  // it may still be on its way
   }
   ~DeviceBytes() { EXPECT_EQ(cudaFree(data_), cudaSuccess); }
   DeviceBytes(const DeviceBytes&) = delete;

@@ -133,7 +133,7 @@ GPU_DEVICE int DrawFrom(const SampleTask& task, const ShardEntry& own, int count
 
 struct DrawParams {
   SampleStep step;
-  ThresholdRow* threshold_rows;
+  GpuThresholdRow* threshold_rows;
 };
 
 __global__ void __launch_bounds__(kThreads) DrawKernel(const __grid_constant__ DrawParams p) {
@@ -176,7 +176,7 @@ __global__ void __launch_bounds__(kThreads) DrawKernel(const __grid_constant__ D
       chosen = EntryOf(step, task.candidates_at, task.candidates, s.merged, place);
     }
     if (thread == 0 && task.threshold_row >= 0) {
-      ThresholdRow begin;
+      GpuThresholdRow begin;
       begin.task = row;
       begin.best_id = chosen.id;
       begin.best_raw = chosen.id < 0 ? 0.0f : chosen.raw;
@@ -194,7 +194,8 @@ __global__ void __launch_bounds__(kThreads) DrawKernel(const __grid_constant__ D
 
 }  // namespace
 
-cudaError_t LaunchDraw(const SampleStep& step, ThresholdRow* threshold_rows, cudaStream_t stream) {
+cudaError_t LaunchDraw(const SampleStep& step, GpuThresholdRow* threshold_rows,
+                       cudaStream_t stream) {
   if (step.rows < 0 || step.ranks < 1 || step.ranks > kMaxSampleRanks) {
     return cudaErrorInvalidValue;
   }

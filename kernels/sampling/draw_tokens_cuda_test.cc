@@ -116,13 +116,13 @@ TEST_P(DrawTokensTest, AreTheReferencesOfAllLists) {
                 at * sizeof(ShardEntry));
   }
   test.messages().Set(bytes);
-  DeviceArray<ThresholdRow> threshold_rows(thresholds + 1);
+  DeviceArray<GpuThresholdRow> threshold_rows(thresholds + 1);
   TestStream stream;
   ASSERT_EQ(LaunchDraw(step, threshold_rows.data(), stream), cudaSuccess);
 
   const std::vector<SampleResult> results = test.GetResults();
   const std::vector<TopToken> tops = test.GetTop();
-  const std::vector<ThresholdRow> begun = threshold_rows.Get();
+  const std::vector<GpuThresholdRow> begun = threshold_rows.Get();
   const std::vector<int32_t> ids = ids_out.Get();
   for (int row = 0; row < kRows; ++row) {
     SCOPED_TRACE(testing::Message() << ranks << " ranks, row " << row);
@@ -157,7 +157,7 @@ TEST_P(DrawTokensTest, AreTheReferencesOfAllLists) {
     EXPECT_EQ(got.id, std::max(expected.id, 0));
     if (task.wants_logprobs) ExpectLogprob(got.logprob, expected.raw, max, sum);
     if (task.threshold_row >= 0) {
-      const ThresholdRow& begin = begun[task.threshold_row];
+      const GpuThresholdRow& begin = begun[task.threshold_row];
       EXPECT_EQ(begin.task, row);
       EXPECT_EQ(begin.best_id, expected.id);
       EXPECT_EQ(begin.best_raw, expected.raw);

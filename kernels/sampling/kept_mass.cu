@@ -16,7 +16,7 @@ constexpr int kThreads = kTileThreads;
 using Scan = BlockScan<kThreads>;
 
 // The weight of those whose key is the threshold's.
-GPU_DEVICE int64_t TieWeight(const ThresholdRow& row, const SampleTask& task) {
+GPU_DEVICE int64_t TieWeight(const GpuThresholdRow& row, const SampleTask& task) {
   const int64_t weight = TokenWeight(ValueOfKey(row.key), row.max, task.scale);
   return weight >= task.min_weight ? weight : 0;
 }
@@ -24,7 +24,7 @@ GPU_DEVICE int64_t Between(int64_t v, int64_t least, int64_t most) {
   return v < least ? least : v < most ? v : most;
 }
 
-GPU_DEVICE int64_t WeightAbove(float value, uint32_t key, const ThresholdRow& row,
+GPU_DEVICE int64_t WeightAbove(float value, uint32_t key, const GpuThresholdRow& row,
                                const SampleTask& task) {
   if (key <= row.key) return 0;
   const int64_t weight = TokenWeight(value, row.max, task.scale);
@@ -37,7 +37,7 @@ __global__ void __launch_bounds__(kThreads)
   GPU_SHARED(equal_scan, Scan::Shared);
   const SampleStep& step = t.step;
   const int tile = static_cast<int>(blockIdx.x), index = static_cast<int>(blockIdx.y);
-  const ThresholdRow row = t.rows[index];
+  const GpuThresholdRow row = t.rows[index];
   const SampleTask& task = step.tasks[row.task];
   float value[kTileItems];
   LoadTile(value, RowLogits(step, task), tile * kTileColumns, step.columns);
@@ -88,7 +88,7 @@ GPU_DEVICE Place FindPart(const ShardKept* parts, int64_t stride, int count, int
   return place;
 }
 
-GPU_DEVICE Place FindRank(const ThresholdStep& t, int index, const ThresholdRow& row,
+GPU_DEVICE Place FindRank(const ThresholdStep& t, int index, const GpuThresholdRow& row,
                           const SampleTask& task, int64_t tie_weight) {
   int64_t mass = 0, ties_before = 0;
   for (int r = 0; r < t.step.ranks; ++r) {
@@ -110,7 +110,7 @@ __global__ void __launch_bounds__(kThreads, 4)
   GPU_SHARED(mass_scan, Scan::Shared);
   const SampleStep& step = t.step;
   const int thread = static_cast<int>(threadIdx.x), index = static_cast<int>(blockIdx.x);
-  const ThresholdRow row = t.rows[index];
+  const GpuThresholdRow row = t.rows[index];
   const SampleTask& task = step.tasks[row.task];
   const int64_t tie_weight = TieWeight(row, task);
   FoundToken* found = t.found + int64_t{step.rank} * t.count + index;
@@ -166,7 +166,7 @@ __global__ void __launch_bounds__(kThreads) FinishKernel(const __grid_constant__
   const SampleStep& step = t.step;
   const int index = static_cast<int>(blockIdx.x * kThreads + threadIdx.x);
   if (index >= t.count) return;
-  const ThresholdRow row = t.rows[index];
+  const GpuThresholdRow row = t.rows[index];
   const SampleTask& task = step.tasks[row.task];
   SampleResult* result = step.results + row.task;
   if (row.owner >= 0) {

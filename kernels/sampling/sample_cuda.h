@@ -25,7 +25,8 @@ cudaError_t LaunchLogitEdits(const SampleStep& step, const int32_t* edited, int 
 
 // All ranks' messages become results; rows that thresholds decide get their best token for the time
 // being, and begin in threshold_rows[SampleTask::threshold_row].
-cudaError_t LaunchDraw(const SampleStep& step, ThresholdRow* threshold_rows, cudaStream_t stream);
+cudaError_t LaunchDraw(const SampleStep& step, GpuThresholdRow* threshold_rows,
+                       cudaStream_t stream);
 
 // -- Threshold rows.
 

@@ -40,7 +40,7 @@ class Step {
         row_norms_(rows_ * sizeof(RowNorm)),
         results_(rows_ * sizeof(SampleResult)),
         top_(sizeof(TopToken)),
-        threshold_rows_(rows_ * sizeof(ThresholdRow)),
+        threshold_rows_(rows_ * sizeof(GpuThresholdRow)),
         histograms_(int64_t{rows_} * kThresholdBuckets * 8),
         kept_(rows_ * sizeof(ShardKept)),
         found_(rows_ * sizeof(FoundToken)),
@@ -75,13 +75,13 @@ class Step {
     return LaunchLogitEdits(step_, edited_.As<int32_t>(), rows_, stream);
   }
   cudaError_t Draw(cudaStream_t stream) const {
-    return LaunchDraw(step_, threshold_rows_.As<ThresholdRow>(), stream);
+    return LaunchDraw(step_, threshold_rows_.As<GpuThresholdRow>(), stream);
   }
   // From Draw's beginning to the token, with `blocks` for each row.
   cudaError_t FindThresholds(bool by_mass, int blocks, cudaStream_t stream) const {
     ThresholdStep t;
     t.step = step_;
-    t.rows = threshold_rows_.As<ThresholdRow>();
+    t.rows = threshold_rows_.As<GpuThresholdRow>();
     t.count = rows_;
     t.histograms = histograms_.As<int64_t>();
     t.kept = kept_.As<ShardKept>();

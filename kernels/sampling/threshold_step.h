@@ -14,7 +14,7 @@ inline constexpr int kThresholdBuckets = 2048;
 inline constexpr int kThresholdRounds = 3;
 
 // A row's search, the same on every rank. Copied whole: it has no gaps.
-struct ThresholdRow {
+struct GpuThresholdRow {
   int32_t task = 0;
   int32_t best_id = -1;  // of all shards; -1: no logit is above -inf
   float best_raw = 0;
@@ -40,7 +40,7 @@ struct FoundToken {
 // The threshold rows of a step, or as many of them as are done at a time.
 struct ThresholdStep {
   SampleStep step;
-  ThresholdRow* rows = nullptr;  // [count]
+  GpuThresholdRow* rows = nullptr;  // [count]
   int32_t count = 0;
   // [ranks, count]; this rank writes its own, those of the others are gathered.
   int64_t* histograms = nullptr;  // of kThresholdBuckets each

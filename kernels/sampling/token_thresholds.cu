@@ -28,7 +28,8 @@ struct ThresholdParams {
   int round;
 };
 
-GPU_DEVICE bool Searches(const ThresholdRow& row, const SampleTask& task, bool by_mass, int round) {
+GPU_DEVICE bool Searches(const GpuThresholdRow& row, const SampleTask& task, bool by_mass,
+                         int round) {
   if (round > 0) return row.searching != 0;
   return row.best_id >= 0 && (by_mass ? task.top_p < 1 : task.top_k > 0);
 }
@@ -49,7 +50,7 @@ __global__ void __launch_bounds__(kThreads, 4)
   GPU_SHARED(buckets, Buckets);
   const SampleStep& step = p.t.step;
   const int thread = static_cast<int>(threadIdx.x), index = static_cast<int>(blockIdx.y);
-  const ThresholdRow& row = p.t.rows[index];
+  const GpuThresholdRow& row = p.t.rows[index];
   const SampleTask& task = step.tasks[row.task];
   if (!Searches(row, task, p.by_mass, p.round)) return;
   for (int b = thread; b < kThresholdBuckets; b += kThreads) buckets.low[b] = buckets.high[b] = 0;
@@ -122,7 +123,7 @@ __global__ void __launch_bounds__(kThreads)
   GPU_SHARED(reached, Reached);
   const SampleStep& step = p.t.step;
   const int thread = static_cast<int>(threadIdx.x), index = static_cast<int>(blockIdx.x);
-  ThresholdRow row = p.t.rows[index];
+  GpuThresholdRow row = p.t.rows[index];
   const SampleTask& task = step.tasks[row.task];
   __syncthreads();  // all have read it; thread 0 writes it
   if (!Searches(row, task, p.by_mass, p.round)) {

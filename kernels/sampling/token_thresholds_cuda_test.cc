@@ -49,8 +49,8 @@ std::vector<Row> RandomRows(int count, std::mt19937& random) {
 }
 
 // A row of the search as LaunchDraw begins it.
-ThresholdRow Begin(const Row& row, int task) {
-  ThresholdRow begin;
+GpuThresholdRow Begin(const Row& row, int task) {
+  GpuThresholdRow begin;
   begin.task = task;
   for (int c = 0; c < kVocab; ++c) {
     if (!(row.logits[c] > -kInf)) continue;
@@ -69,9 +69,9 @@ TEST_P(TokenThresholdsTest, FindTheReferencesTokens) {
   std::mt19937 random(77);
   constexpr int kRows = 48;
   const std::vector<Row> rows = RandomRows(kRows, random);
-  std::vector<ThresholdRow> begin;
+  std::vector<GpuThresholdRow> begin;
   for (int i = 0; i < kRows; ++i) begin.push_back(Begin(rows[i], i));
-  DeviceArray<ThresholdRow> device_rows(begin);
+  DeviceArray<GpuThresholdRow> device_rows(begin);
   DeviceArray<int64_t> histograms(int64_t{ranks} * kRows * kThresholdBuckets);
   DeviceArray<ShardKept> kept(int64_t{ranks} * kRows);
   DeviceArray<FoundToken> found(int64_t{ranks} * kRows);

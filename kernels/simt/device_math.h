@@ -59,15 +59,14 @@ inline unsigned long long __brevll(unsigned long long v) {
   return r;
 }
 inline unsigned __brev(unsigned v) { return static_cast<unsigned>(__brevll(v) >> 32); }
-// Byte i of the result is byte (selector >> 4 i) & 7 of x, y; bit 3 spreads its sign.
+// Byte i of the result is byte (selector >> 4 i) & 7 of x, y. PTX's prmt spreads a byte's sign
+// where bit 3 is set; this function ignores that bit.
 inline unsigned __byte_perm(unsigned x, unsigned y, unsigned selector) {
   const uint64_t both = uint64_t{y} << 32 | x;
   unsigned r = 0;
   for (int i = 0; i < 4; ++i) {
-    const unsigned s = selector >> 4 * i & 15;
-    unsigned byte = static_cast<unsigned>(both >> 8 * (s & 7)) & 0xff;
-    if (s & 8) byte = byte & 0x80 ? 0xff : 0;
-    r |= byte << 8 * i;
+    const unsigned byte = selector >> 4 * i & 7;
+    r |= (static_cast<unsigned>(both >> 8 * byte) & 0xff) << 8 * i;
   }
   return r;
 }

@@ -81,6 +81,10 @@ absl::StatusOr<std::unique_ptr<CublasLt::Plan>> CublasLt::MakePlan(const Shape& 
     const int32_t per_row_and_column = CUBLASLT_MATMUL_MATRIX_SCALE_OUTER_VEC_32F;
     RETURN_IF_ERROR(Set(plan->product, CUBLASLT_MATMUL_DESC_A_SCALE_MODE, per_row_and_column));
     RETURN_IF_ERROR(Set(plan->product, CUBLASLT_MATMUL_DESC_B_SCALE_MODE, per_row_and_column));
+    // The choice looks at whether there are scales, though not at them.
+    const void* const some = workspace_.data();
+    RETURN_IF_ERROR(Set(plan->product, CUBLASLT_MATMUL_DESC_A_SCALE_POINTER, some));
+    RETURN_IF_ERROR(Set(plan->product, CUBLASLT_MATMUL_DESC_B_SCALE_POINTER, some));
   }
   const auto layout = [](cublasLtMatrixLayout_t* l, cudaDataType_t type, int64_t rows,
                          int64_t columns, int64_t stride) {

@@ -70,7 +70,7 @@ absl::StatusOr<std::unique_ptr<CudaSampler>> CudaSampler::Create(NcclCommunicato
   RETURN_IF_ERROR(sampler->norms_.Reserve(Bytes<TileNorm>(jobs * kMaxTiles), kWhat));
   RETURN_IF_ERROR(sampler->edit_raws_.Reserve(Bytes<float>(rows * kUsualEdits), kWhat));
   RETURN_IF_ERROR(sampler->pending_.Reserve(Bytes<PendingEdit>(rows), kWhat));
-  RETURN_IF_ERROR(sampler->threshold_rows_.Reserve(Bytes<ThresholdRow>(rows), kWhat));
+  RETURN_IF_ERROR(sampler->threshold_rows_.Reserve(Bytes<GpuThresholdRow>(rows), kWhat));
   RETURN_IF_ERROR(sampler->histograms_.Reserve(size * kThresholdGroup * kHistogramBytes, kWhat));
   RETURN_IF_ERROR(sampler->kept_.Reserve(size * Bytes<ShardKept>(kThresholdGroup), kWhat));
   RETURN_IF_ERROR(sampler->found_.Reserve(size * Bytes<FoundToken>(kThresholdGroup), kWhat));
@@ -145,7 +145,7 @@ absl::Status CudaSampler::Reserve(const Layout& layout, Call& call, CudaStream& 
       {&norms_, Bytes<TileNorm>(std::ssize(plan_.jobs) * kMaxTiles)},
       {&edit_raws_, Bytes<float>(std::ssize(plan_.edits))},
       {&pending_, Bytes<PendingEdit>(rows)},
-      {&threshold_rows_, Bytes<ThresholdRow>(plan_.threshold_rows)}};
+      {&threshold_rows_, Bytes<GpuThresholdRow>(plan_.threshold_rows)}};
   bool waited = false;
   for (const auto& [memory, bytes] : needs) {
     if (bytes <= memory->bytes()) continue;
@@ -207,7 +207,7 @@ absl::Status CudaSampler::Enqueue(const LogitsView& logits, Range shard, Call& c
                                             static_cast<int>(plan_.edited.size()), stream.raw())));
   RETURN_IF_ERROR(EnqueueGroups(step, plan_.edited_groups, stream));
   Gather(step.messages, step.message_bytes, stream);
-  RETURN_IF_ERROR(Launched(LaunchDraw(step, At<ThresholdRow>(threshold_rows_), stream.raw())));
+  RETURN_IF_ERROR(Launched(LaunchDraw(step, At<GpuThresholdRow>(threshold_rows_), stream.raw())));
   RETURN_IF_ERROR(EnqueueThresholds(step, stream));
   return CudaError(
       "what the sampler chose",
@@ -229,7 +229,7 @@ absl::Status CudaSampler::EnqueueThresholds(const SampleStep& step, CudaStream& 
   for (int first = 0; first < plan_.threshold_rows; first += kThresholdGroup) {
     ThresholdStep t;
     t.step = step;
-    t.rows = At<ThresholdRow>(threshold_rows_) + first;
+    t.rows = At<GpuThresholdRow>(threshold_rows_) + first;
     t.count = std::min(kThresholdGroup, plan_.threshold_rows - first);
     t.histograms = At<int64_t>(histograms_);
     t.kept = At<ShardKept>(kept_);

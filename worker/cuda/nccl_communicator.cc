@@ -60,6 +60,8 @@ absl::Status NcclCommunicator::Init() {
   std::memcpy(id.internal, options_.id.data(), sizeof id.internal);
   RETURN_IF_CUDA_ERROR("memory for barriers", cudaMalloc(&barrier_word_, sizeof(float)));
   RETURN_IF_CUDA_ERROR("memory for barriers", cudaMemset(barrier_word_, 0, sizeof(float)));
+  RETURN_IF_CUDA_ERROR("memory for barriers",
+                       cudaDeviceSynchronize());  // streams do not wait for it
   ncclConfig_t config = NCCL_CONFIG_INITIALIZER;
   config.blocking = 0;
   {
@@ -94,8 +96,8 @@ absl::StatusOr<std::string> NcclCommunicator::GatherOnHost(const std::string& ow
   ASSIGN_OR_RETURN(const auto stream, CudaStream::Create());
   ASSIGN_OR_RETURN(const DeviceBuffer all, DeviceBuffer::Allocate(size() * bytes, "a rendezvous"));
   uint8_t* const part = all.data() + rank().value * bytes;
-  RETURN_IF_CUDA_ERROR("a rendezvous",
-                       cudaMemcpy(part, own.data(), own.size(), cudaMemcpyHostToDevice));
+  RETURN_IF_CUDA_ERROR("a rendezvous", cudaMemcpyAsync(part, own.data(), own.size(),
+                                                       cudaMemcpyHostToDevice, stream->raw()));
   AllGather(part, bytes, all.data(), *stream);
   // Nobody has this communicator yet who could abort it.
   const absl::Time deadline = absl::Now() + options_.connect_timeout;

@@ -22,6 +22,7 @@ TEST_P(BlockSumTest, SumsRows) {
   ASSERT_EQ(cudaMalloc(reinterpret_cast<void**>(&device_x), x.size() * 4 + 16), cudaSuccess);
   ASSERT_EQ(cudaMalloc(reinterpret_cast<void**>(&device_sum), rows * 4), cudaSuccess);
   ASSERT_EQ(cudaMemcpy(device_x, x.data(), x.size() * 4, cudaMemcpyHostToDevice), cudaSuccess);
+  ASSERT_EQ(cudaDeviceSynchronize(), cudaSuccess);  // it may still be on its way
   cudaStream_t stream = nullptr;
   ASSERT_EQ(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking), cudaSuccess);
   p.x = device_x;

@@ -36,6 +36,7 @@ class WrappersTest : public testing::Test {
     void* p = nullptr;
     EXPECT_EQ(cudaMalloc(&p, v.size() * sizeof(T)), cudaSuccess);
     EXPECT_EQ(cudaMemcpy(p, v.data(), v.size() * sizeof(T), cudaMemcpyHostToDevice), cudaSuccess);
+    EXPECT_EQ(cudaDeviceSynchronize(), cudaSuccess);  // it may still be on its way
     allocations_.push_back(p);
     return static_cast<T*>(p);
   }
@@ -330,9 +331,7 @@ TEST_F(WrappersTest, Integers) {
     const uint64_t high = wh * oh + (middle >> 32) + ((wl * oh + (middle & 0xffffffff)) >> 32);
     unsigned permuted = 0;
     for (int j = 0; j < 4; ++j) {
-      const unsigned selector = y >> 4 * j & 15;
-      const auto byte = static_cast<uint8_t>(funnel >> 8 * (selector & 7));
-      permuted |= (selector & 8 ? (byte & 0x80 ? 0xffu : 0u) : unsigned{byte}) << 8 * j;
+      permuted |= unsigned{static_cast<uint8_t>(funnel >> 8 * (y >> 4 * j & 7))} << 8 * j;
     }
     int dot = 7;
     for (int j = 0; j < 4; ++j) {

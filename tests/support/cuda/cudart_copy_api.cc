@@ -1,8 +1,9 @@
 // The CUDA runtime's copies and memsets. Directions are checked, ranges must lie in one allocation.
 //
-// From pageable host memory the bytes are taken before the call returns; to pageable host memory
-// the call waits, as the real library does. Neither can be recorded here (the real library is
-// laxer).
+// From pageable host memory the bytes are taken before the call returns, and may reach the device
+// after it has, from cudaMemcpy as well: streams that do not wait for the default one would read
+// what was there before, on a GPU too. To pageable host memory the call waits. Neither can be
+// recorded here (the real library is laxer).
 #include <cuda_runtime_api.h>
 
 #include <cstring>
@@ -82,18 +83,20 @@ cudaError_t Copy(const Rows& to, const Rows& from, cudaMemcpyKind kind, cudaStre
   const bool pageable = to_place == Place::kPageable || from_place == Place::kPageable;
   if (pageable) LAPIDARY_RETURN_IF(RefuseOnCapturing(*s));
 
-  if (from_place == Place::kPageable) {
-    Rows staged{nullptr, from.width, from.width, from.height};
-    const auto bytes = std::make_shared<std::vector<unsigned char>>(staged.span());
-    staged.p = bytes->data();
-    Move(staged, from, true);
+  const bool staged = from_place == Place::kPageable;
+  if (staged) {
+    if (wait) LAPIDARY_RETURN_IF(Synchronize(Here(s)));
+    Rows stage{nullptr, from.width, from.width, from.height};
+    const auto bytes = std::make_shared<std::vector<unsigned char>>(stage.span());
+    stage.p = bytes->data();
+    Move(stage, from, true);
     LAPIDARY_RETURN_IF(Push(s, {.name = "copy from pageable memory",
-                                .make = Once([=] { Move(to, staged, true), (void)bytes; })}));
+                                .make = Once([=] { Move(to, stage, true), (void)bytes; })}));
   } else {
     const bool from_host = from_place != Place::kDevice;
     LAPIDARY_RETURN_IF(Push(s, {.name = "copy", .make = Once([=] { Move(to, from, from_host); })}));
   }
-  if (wait || to_place == Place::kPageable) return Return(Synchronize(Here(s)));
+  if ((wait && !staged) || to_place == Place::kPageable) return Return(Synchronize(Here(s)));
   return cudaSuccess;
 }
 

@@ -22,6 +22,7 @@ DeviceBuffer ToDevice(const std::vector<T>& values) {
   EXPECT_EQ(
       cudaMemcpy(buffer->data(), values.data(), values.size() * sizeof(T), cudaMemcpyHostToDevice),
       cudaSuccess);
+  EXPECT_EQ(cudaDeviceSynchronize(), cudaSuccess);  // it may still be on its way
   return *std::move(buffer);
 }
 
@@ -112,12 +113,19 @@ TEST(CublasLt, MultipliesPreparedShapes) {
   }
 }
 
+Chip ThisChip() {
+  cudaDeviceProp properties;
+  EXPECT_EQ(cudaGetDeviceProperties(&properties, 0), cudaSuccess);
+  return {.compute_capability = properties.major * 10 + properties.minor,
+          .processors = properties.multiProcessorCount,
+          .shared_bytes = static_cast<int>(properties.sharedMemPerBlockOptin)};
+}
+
 // Few rows stream, many go to cuBLASLt, and many of a shape nobody prepared stream in slices.
 TEST(CudaProducts, AnyNumberOfRows) {
   const auto stream = NewStream();
   CudaWorkspace workspace(*stream);
-  CudaProducts products(Chip{.compute_capability = 90, .processors = 4, .shared_bytes = 227 << 10},
-                        *stream);
+  CudaProducts products(ThisChip(), *stream);
   ASSERT_TRUE(products.Init(workspace, {.rows = 200, .gate_up = 64}).ok());
   for (const int64_t rows : {1, 64, 65, 130}) {
     for (const bool prepared : {true, false}) {

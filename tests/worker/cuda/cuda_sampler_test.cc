@@ -22,7 +22,8 @@ TEST_P(CudaSamplerOptions, GivesTheCpusTokensInEveryLayout) {
     }
     const std::vector<Layout> layouts =
         ties ? std::vector<Layout>{{1, 1}, {4, 1, 2000}} : std::vector<Layout>{{2, 1}};
-    for (const Layout layout : layouts) {
+    for (Layout layout : layouts) {
+      layout.ranks = std::min(layout.ranks, Gpus());
       const auto got = CudaSampleWith(logits, rows, layout, ties ? 5 : 4);
       ExpectCpuAnswers(logits, rows, got, ties ? "ties" : "spread");
     }
@@ -31,6 +32,9 @@ TEST_P(CudaSamplerOptions, GivesTheCpusTokensInEveryLayout) {
 
 INSTANTIATE_TEST_SUITE_P(All, CudaSamplerOptions, testing::ValuesIn(AllOptions()),
                          [](const auto& info) { return std::string(info.param.name); });
+
+// Or one, where there is but one GPU.
+Layout TwoRanks() { return {std::min(2, Gpus()), 1}; }
 
 TEST(CudaSampler, EditsReachEverySamplingPath) {
   constexpr int kRows = 5, kVocab = 3000;
@@ -43,7 +47,7 @@ TEST(CudaSampler, EditsReachEverySamplingPath) {
       row.generated = 4;
       row.wants_logprob = true;  // the model's logit of an edited token
     }
-    ExpectCpuAnswers(logits, rows, CudaSampleWith(logits, rows, Layout{2, 1}), options.name);
+    ExpectCpuAnswers(logits, rows, CudaSampleWith(logits, rows, TwoRanks()), options.name);
   }
 }
 
@@ -54,14 +58,14 @@ TEST(CudaSampler, ReportsUpTo256TopLogprobs) {
   std::vector<SampleRow> rows = Rows(2, params);
   rows[0].top_logprobs = 256;
   rows[1].top_logprobs = 5000;
-  const std::vector<SampledRow> got = CudaSampleWith(logits, rows, Layout{2, 1});
+  const std::vector<SampledRow> got = CudaSampleWith(logits, rows, TwoRanks());
   ASSERT_EQ(got[1].sampled.top.size(), 256u);
   rows[1].top_logprobs = 256;
   ExpectCpuAnswers(logits, rows, got, "256");
 }
 
 TEST(CudaSampler, NoRowsIsFine) {
-  EXPECT_TRUE(CudaSampleWith(Matrix(1, std::vector<float>(10)), {}, Layout{2, 1}).empty());
+  EXPECT_TRUE(CudaSampleWith(Matrix(1, std::vector<float>(10)), {}, TwoRanks()).empty());
 }
 
 TEST(CudaSampler, RefusesWhatItCannotHold) {
@@ -70,6 +74,7 @@ TEST(CudaSampler, RefusesWhatItCannotHold) {
   EXPECT_EQ(CudaSampler::Create(nullptr, config).status().code(),
             absl::StatusCode::kInvalidArgument);
   config.vocab = 100;
+  LAPIDARY_NEEDS_GPUS(9);
   ForRanks(9, [&](int, NcclCommunicator* nine, CudaStream&) {
     EXPECT_EQ(CudaSampler::Create(nine, config).status().code(),
               absl::StatusCode::kInvalidArgument);

@@ -11,7 +11,9 @@
 #include "common/status_macros.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
+#include "tests/worker/cuda/gpus.h"
 #include "worker/cuda/cuda_memory.h"
+#include "worker/cuda/cuda_status.h"
 #include "worker/cuda/cuda_stream.h"
 
 namespace lapidary {
@@ -52,6 +54,7 @@ absl::StatusOr<DeviceBuffer> ToDevice(const std::vector<T>& values) {
       cudaSuccess) {
     return absl::InternalError("copy");
   }
+  RETURN_IF_CUDA_ERROR("copy", cudaDeviceSynchronize());  // it may still be on its way
   return buffer;
 }
 template <class T>
@@ -67,6 +70,7 @@ class NcclCommunicatorTest : public testing::TestWithParam<int> {};
 
 TEST_P(NcclCommunicatorTest, SumsAndGathers) {
   const int ranks = GetParam();
+  LAPIDARY_NEEDS_GPUS(ranks);
   const auto check = [ranks](int rank, NcclCommunicator& comm, CudaStream& stream) -> absl::Status {
     for (const int64_t count : {1, 7, 5000}) {
       std::vector<float> floats(count);
@@ -107,6 +111,7 @@ TEST_P(NcclCommunicatorTest, SumsAndGathers) {
 // Rank s sends 3 s + 5 r + 1 bytes to rank r, and nothing to itself when s is odd.
 TEST_P(NcclCommunicatorTest, AllToAllWithUnevenParts) {
   const int ranks = GetParam();
+  LAPIDARY_NEEDS_GPUS(ranks);
   const auto bytes = [](int from, int to) {
     return from == to && from % 2 == 1 ? int64_t{0} : int64_t{3} * from + 5 * to + 1;
   };
@@ -137,9 +142,10 @@ TEST_P(NcclCommunicatorTest, AllToAllWithUnevenParts) {
   for (const absl::Status& s : RunRanks(ranks, check)) EXPECT_TRUE(s.ok()) << s;
 }
 
-INSTANTIATE_TEST_SUITE_P(Ranks, NcclCommunicatorTest, testing::Values(2, 3, 4));
+INSTANTIATE_TEST_SUITE_P(Ranks, NcclCommunicatorTest, testing::Values(1, 2, 3, 4));
 
 TEST(NcclCommunicator, AnAbortFreesWhoWaits) {
+  LAPIDARY_NEEDS_GPUS(2);
   // Rank 1 never sums; rank 0 waits for it until it is told.
   absl::Notification summed;
   const auto results =
@@ -216,7 +222,10 @@ TEST(NcclCommunicator, AnAbortDoesNotWaitForWhoAsksWhetherTheGroupEnded) {
     aborted.Notify();
   });
   (*comm)->AllGather(data->data(), 16, data->data(), **stream);  // is in progress at first
+  const bool in_progress = asked.HasBeenNotified();
+  if (!in_progress) asked.Notify();
   aborter.join();
+  if (!in_progress) GTEST_SKIP() << "NCCL was done at once";
   EXPECT_EQ((*comm)->Ended().message(), "the group ends");
 }
 

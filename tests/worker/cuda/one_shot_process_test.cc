@@ -27,7 +27,8 @@ absl::StatusOr<bool> SumsRight(NcclCommunicator& comm, CudaStream& stream, int64
   const size_t bytes = values.size() * sizeof(T);
   ASSIGN_OR_RETURN(const DeviceBuffer data,
                    DeviceBuffer::Allocate(static_cast<int64_t>(bytes), "test"));
-  if (cudaMemcpy(data.data(), values.data(), bytes, cudaMemcpyHostToDevice) != cudaSuccess) {
+  if (cudaMemcpyAsync(data.data(), values.data(), bytes, cudaMemcpyHostToDevice, stream.raw()) !=
+      cudaSuccess) {
     return absl::InternalError("copy");
   }
   if (sizeof(T) == 4) {
