@@ -10,6 +10,9 @@ lapidary_kernels_cuda and kernel_launches before. A build for some chips only is
 the documents want all five. Which kernels have run under emulation is what the emulated tests said
 (--launches, a folder that the tests got as SIMT_LAUNCHES; scripts/kernel_report.py --emulate runs
 them). No GPU is used. Exit 77: there is nothing to read with, or nothing to read.
+
+Of a build configured without device code (LAPIDARY_CUDA=OFF, or no nvcc) both documents say "not
+built" in every cell. They are printed, or written to the folder --output; never to docs.
 """
 import argparse
 import collections
@@ -69,6 +72,17 @@ def source_kernels():
     return found
 
 
+def why_no_device_code(build):
+    """How CMake was told, or found, to leave device code out of a build; None where it was not."""
+    cache = build / "CMakeCache.txt"
+    text = cache.read_text() if cache.exists() else ""
+    if re.search(r"^LAPIDARY_CUDA:\w+=OFF$", text, re.MULTILINE):
+        return "was configured with LAPIDARY_CUDA=OFF"
+    if re.search(r"^LAPIDARY_NVCC:\w+=LAPIDARY_NVCC-NOTFOUND$", text, re.MULTILINE):
+        return "was configured where there was no nvcc"
+    return None
+
+
 def read_launches(build):
     """{(chip, symbol): [(threads, dynamic shared bytes)]}."""
     found = collections.defaultdict(list)
@@ -122,6 +136,24 @@ def check(variants, chips):
     return 1 if wrong else 0
 
 
+def report_not_built(arguments, build, why):
+    """Both documents of a build without device code: never where those of all five chips are."""
+    if arguments.check or arguments.list or arguments.emulate:
+        print(f"kernel_report: {build} {why}: there is no device code to "
+              + ("check" if arguments.check else "list" if arguments.list else "emulate"),
+              file=sys.stderr)
+        return SKIPPED
+    documents = pages.not_built(source_kernels(), build, why)
+    if arguments.output is None:
+        print("\n".join(documents.values()), end="")
+        return 0
+    if arguments.output.resolve() == ROOT / "docs":
+        raise device_code.ReadError(f"docs is about all five chips, and {build} {why}: name "
+                                    "another folder, or none to have the tables printed")
+    pages.write(documents, arguments.output)
+    return 0
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--build", type=pathlib.Path, default=ROOT / "build/release")
@@ -129,8 +161,12 @@ def main():
     parser.add_argument("--list", action="store_true", help="print every variant")
     parser.add_argument("--launches", type=pathlib.Path, help="what the emulated tests launched")
     parser.add_argument("--emulate", action="store_true", help="run the emulated tests first")
+    parser.add_argument("--output", type=pathlib.Path, help="folder of the documents (docs)")
     arguments = parser.parse_args()
     build = arguments.build.resolve()
+    why = why_no_device_code(build)
+    if why:
+        return report_not_built(arguments, build, why)
     launches = arguments.launches or build / "kernels/cuda/emulated_launches"
     variants = read_variants(build)
     chips = [chip for chip in occupancy.CHIPS if any(v.chip == chip for v in variants)]
@@ -145,7 +181,8 @@ def main():
     if arguments.emulate:
         emulation.run_tests(build, launches)
     emulated = emulation.read(launches)
-    pages.write(variants, emulated, gates.load(), ROOT / "docs", nvcc_version(build))
+    pages.write(pages.built(variants, emulated, gates.load(), nvcc_version(build)),
+                arguments.output or ROOT / "docs")
     return 0
 
 

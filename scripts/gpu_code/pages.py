@@ -1,10 +1,12 @@
 """docs/gpu-kernels.md and docs/gpu-status.md, and the list of all variants."""
 import collections
+import os
 import pathlib
 import tomllib
 
 from gpu_code import occupancy, sass
 
+ROOT = pathlib.Path(__file__).resolve().parents[2]
 HARDWARE = pathlib.Path(__file__).with_name("hardware.toml")
 
 BY_HAND = ("<!-- by hand: begin -->", "<!-- by hand: end -->")
@@ -13,7 +15,7 @@ CHIP_TITLES = ", ".join(f"sm_{name} ({chip.title})" for name, chip in occupancy.
 
 KERNELS_TEXT = f"""# GPU kernels as compiled
 
-What nvcc {{nvcc}} makes of each kernel, for {CHIP_TITLES}.
+What {{nvcc}} makes of each kernel, for {CHIP_TITLES}.
 A kernel has variants (its template's instances); a row has the range over those that a launcher
 starts on the chip. `scripts/kernel_report.py --list` prints each by itself. The gates that a build
 must pass (`kernel_gates` in ctest) are in
@@ -37,7 +39,7 @@ STATUS_TEXT = f"""# GPU status
 How far each kernel is proven, for {CHIP_TITLES}. A cell has three numbers of
 variants (instances of the kernel's template that launchers start on the chip):
 
-- compiled by nvcc {{nvcc}} and within the gates of [gpu-kernels.md](gpu-kernels.md), exceptions
+- compiled by {{nvcc}} and within the gates of [gpu-kernels.md](gpu-kernels.md), exceptions
   named there;
 - emulated: launched on the CPU, in the [SIMT executor](../kernels/simt/README.md), by the kernels'
   own tests, which passed (`scripts/kernel_report.py --emulate` records it). The executor runs the
@@ -47,6 +49,13 @@ variants (instances of the kernel's template that launchers start on the chip):
 
 A dash: the chip lacks what the kernel needs, and another takes its place.
 """
+
+NOT_BUILT_TEXT = """
+**Not built**: {build} {why}. The rows are the kernels of the sources.
+"""
+
+COLUMNS = ("variants", "registers", "shared", "threads", "blocks, warps", "tensor cores",
+           "global 16 B / less", "shared 16 B / less", "barriers", "all")
 
 
 def spread(values):
@@ -75,7 +84,8 @@ def kernel_rows(chip, variants):
     started = [v for v in variants if v.started]
     name = f"sm_{chip}"
     if not started:
-        return f"| {name} | {len(variants)} built, none started |" + " |" * 9 + "\n"
+        return (f"| {name} | {len(variants)} built, none started |" + " |" * (len(COLUMNS) - 1)
+                + "\n")
     warps = occupancy.CHIPS[chip].warps
     local = max(v.code.stack_bytes for v in started)
     hot = [v.hot for v in started]
@@ -97,18 +107,25 @@ def kernel_rows(chip, variants):
     ]) + " |\n"
 
 
-def kernels_page(variants, gates, nvcc):
-    out = [ORIGIN.format(""), "\n", KERNELS_TEXT.format(nvcc=nvcc)]
+def kernel_tables(rows):
+    """A section for each family and kernel of {kernel: [row]}."""
+    out = []
     family = None
-    for kernel, chips in by_kernel(variants).items():
+    for kernel, of_kernel in rows.items():
         file, name = kernel.split(" ")
         if file.split("/")[0] != family:
             family = file.split("/")[0]
             out.append(f"\n## {family}\n")
         out += [f"\n### {name}\n\n", f"[kernels/{file}](../kernels/{file})\n\n",
-                "| chip | variants | registers | shared | threads | blocks, warps | tensor cores | "
-                "global 16 B / less | shared 16 B / less | barriers | all |\n", "|--" * 11 + "|\n"]
-        out += [kernel_rows(chip, of_chip) for chip, of_chip in chips.items()]
+                "| " + " | ".join(["chip", *COLUMNS]) + " |\n", "|--" * (1 + len(COLUMNS)) + "|\n",
+                *of_kernel]
+    return "".join(out)
+
+
+def kernels_page(variants, gates, nvcc):
+    out = [ORIGIN.format(""), "\n", KERNELS_TEXT.format(nvcc=f"nvcc {nvcc}"), kernel_tables(
+        {kernel: [kernel_rows(chip, of_chip) for chip, of_chip in chips.items()]
+         for kernel, chips in by_kernel(variants).items()})]
     out.append("\n## Exceptions from the gates\n\n")
     out += [f"- {e['kernel']}, {'all chips' if e['chip'] == 'all' else 'sm_' + e['chip']}: "
             f"{e['figure']} {e['limit']}. {e['reason']}\n" for e in gates.exceptions] or ["None.\n"]
@@ -131,19 +148,30 @@ def read_hardware(path=HARDWARE):
     return {(kernel, run["chip"]) for run in runs for kernel in run["kernels"]}
 
 
+def status_table(cells):
+    """Of {kernel: [cell of each chip]}."""
+    rows = [["kernel", *(f"sm_{chip}" for chip in occupancy.CHIPS)],
+            *([kernel, *of_kernel] for kernel, of_kernel in cells.items())]
+    lines = ["| " + " | ".join(row) + " |\n" for row in rows]
+    return "".join([lines[0], "|--" * len(rows[0]) + "|\n", *lines[1:]])
+
+
+def status_text(nvcc, hardware):
+    return STATUS_TEXT.format(nvcc=nvcc, hardware="" if hardware else "Nobody has done so yet: the "
+                              "third number is 0 everywhere.")
+
+
 def status_page(variants, emulated, nvcc, hardware, by_hand):
-    out = [ORIGIN.format(" outside the part by hand"), "\n", STATUS_TEXT.format(
-        nvcc=nvcc, hardware="" if hardware else "Nobody has done so yet: the third number is 0 "
-        "everywhere."), "\n| kernel |", *[f" sm_{chip} |" for chip in occupancy.CHIPS], "\n",
-        "|--" * (len(occupancy.CHIPS) + 1) + "|\n"]
-    for kernel, chips in by_kernel(variants).items():
-        out.append(f"| {kernel} |")
-        for chip in occupancy.CHIPS:
-            started = [v for v in chips.get(chip, []) if v.started]
-            emulations = sum(v.name in emulated for v in started)
-            ran = len(started) if {(kernel, chip), ("all", chip)} & hardware else 0
-            out.append(f" {len(started)} / {emulations} / {ran} |" if started else " – |")
-        out.append("\n")
+    def cell(kernel, chip, of_chip):
+        started = [v for v in of_chip if v.started]
+        emulations = sum(v.name in emulated for v in started)
+        ran = len(started) if {(kernel, chip), ("all", chip)} & hardware else 0
+        return f"{len(started)} / {emulations} / {ran}" if started else "–"
+
+    out = [ORIGIN.format(" outside the part by hand"), "\n", status_text(f"nvcc {nvcc}", hardware),
+           "\n", status_table({
+               kernel: [cell(kernel, chip, chips.get(chip, [])) for chip in occupancy.CHIPS]
+               for kernel, chips in by_kernel(variants).items()})]
     missing = sorted({v.name for v in variants if v.started and v.name not in emulated})
     out.append("\nStarted by launchers and by no emulated test: "
                + (", ".join(f"`{name}`" for name in missing) if missing else "none") + ".\n\n")
@@ -157,12 +185,30 @@ def part_by_hand(path):
     return text[text.index(BY_HAND[0]):text.index(BY_HAND[1])] + BY_HAND[1] + "\n"
 
 
-def write(variants, emulated, gates, folder, nvcc):
+def built(variants, emulated, gates, nvcc):
+    """{name: text} of both documents."""
+    by_hand = part_by_hand(ROOT / "docs/gpu-status.md")
+    return {"gpu-kernels.md": kernels_page(variants, gates, nvcc),
+            "gpu-status.md": status_page(variants, emulated, nvcc, read_hardware(), by_hand)}
+
+
+def not_built(kernels, build, why):
+    """The same for a build without device code: every kernel of the sources, nothing about it."""
+    note = NOT_BUILT_TEXT.format(build=build, why=why)
+    rows = [f"| sm_{chip} |" + " not built |" * len(COLUMNS) + "\n" for chip in occupancy.CHIPS]
+    cells = ["not built"] * len(occupancy.CHIPS)
+    return {"gpu-kernels.md": ORIGIN.format("") + "\n" + KERNELS_TEXT.format(nvcc="nvcc") + note
+            + kernel_tables({kernel: rows for kernel in sorted(kernels)}),
+            "gpu-status.md": ORIGIN.format("") + "\n" + status_text("nvcc", read_hardware()) + note
+            + "\n" + status_table({kernel: cells for kernel in sorted(kernels)})}
+
+
+def write(documents, folder):
     folder = pathlib.Path(folder)
-    (folder / "gpu-kernels.md").write_text(kernels_page(variants, gates, nvcc))
-    status = folder / "gpu-status.md"
-    status.write_text(status_page(variants, emulated, nvcc, read_hardware(),
-                                  part_by_hand(status)))
+    folder.mkdir(parents=True, exist_ok=True)
+    root = os.path.relpath(ROOT, folder.resolve())
+    for name, text in documents.items():  # whose links are those of docs/
+        (folder / name).write_text(text.replace("](../", f"]({root}/"))
 
 
 def stale(variants, folder):

@@ -6,6 +6,7 @@ LAPIDARY_NVCC names the compiler; without it or without disassemblers the tests 
 import itertools
 import os
 import pathlib
+import re
 import subprocess
 import sys
 import tempfile
@@ -300,6 +301,93 @@ class PagesTest(unittest.TestCase):
         count = sum(file.read_text().count("__global__")
                     for file in (ROOT / "kernels").glob("*/*.cu"))
         self.assertEqual(len(found), count)
+
+
+class NotBuiltTest(unittest.TestCase):
+    """Builds without device code: of them the script reads what CMake remembers, and no more."""
+
+    CACHES = {
+        "was configured with LAPIDARY_CUDA=OFF": (
+            "LAPIDARY_CUDA:STRING=OFF\n", "LAPIDARY_CUDA:BOOL=OFF\n",
+            # Once it was on.
+            "LAPIDARY_CUDA:STRING=OFF\nLAPIDARY_NVCC:FILEPATH=/usr/local/cuda/bin/nvcc\n"),
+        "was configured where there was no nvcc": (
+            "LAPIDARY_CUDA:STRING=AUTO\nLAPIDARY_NVCC:FILEPATH=LAPIDARY_NVCC-NOTFOUND\n",),
+    }
+    OFF = "LAPIDARY_CUDA:STRING=OFF\n"
+    PAGES = ("gpu-kernels.md", "gpu-status.md")
+
+    def setUp(self):
+        folder = tempfile.TemporaryDirectory()
+        self.addCleanup(folder.cleanup)
+        self.build = pathlib.Path(folder.name).resolve()
+        docs = {ROOT / "docs" / name: (ROOT / "docs" / name).read_bytes() for name in self.PAGES}
+        self.addCleanup(self.expect_untouched, docs)
+
+    def expect_untouched(self, docs):
+        touched = [path for path, content in docs.items() if path.read_bytes() != content]
+        for path in touched:
+            path.write_bytes(docs[path])
+        self.assertEqual(touched, [])
+
+    def report(self, cache, *arguments):
+        (self.build / "CMakeCache.txt").write_text(cache)
+        return subprocess.run(
+            [sys.executable, ROOT / "scripts/kernel_report.py", "--build", self.build, *arguments],
+            capture_output=True, text=True)
+
+    def expect_not_built(self, kernels_page, status_page):
+        chips = len(occupancy.CHIPS)
+        sources = kernel_report.source_kernels()
+        self.assertGreater(len(sources), 30)
+        rows = re.findall(r"^\| (\S+\.cu \w+) \|(.*)\|$", status_page, re.MULTILINE)
+        self.assertEqual([kernel for kernel, _ in rows], sorted(sources))
+        for kernel, cells in rows:
+            self.assertEqual(cells.split("|"), [" not built "] * chips, kernel)
+        self.assertEqual(
+            re.findall(r"^### (\w+)\n\n\[kernels/(\S+)\]", kernels_page, re.MULTILINE),
+            [tuple(reversed(kernel.split(" "))) for kernel in sorted(sources)])
+        rows = re.findall(r"^\| sm_(\w+) \|(.*)\|$", kernels_page, re.MULTILINE)
+        self.assertEqual([chip for chip, _ in rows], list(occupancy.CHIPS) * len(sources))
+        self.assertEqual({cell for _, cells in rows for cell in cells.split("|")}, {" not built "})
+
+    def test_both_tables_are_printed_and_say_why(self):
+        for why, caches in self.CACHES.items():
+            for cache in caches:
+                done = self.report(cache)
+                self.assertEqual((done.returncode, done.stderr), (0, ""), cache)
+                kernels_page, status_page = done.stdout.split("# GPU status")
+                self.expect_not_built(kernels_page, status_page)
+                for page in kernels_page, status_page:
+                    self.assertIn(f"**Not built**: {self.build} {why}.", page)
+
+    def test_another_folder_gets_them_with_links_that_lead_somewhere(self):
+        folder = self.build / "report"
+        done = self.report(self.OFF, "--output", folder)
+        self.assertEqual((done.returncode, done.stdout, done.stderr), (0, "", ""))
+        texts = [(folder / name).read_text() for name in self.PAGES]
+        self.expect_not_built(*texts)
+        links = {link for text in texts for link in re.findall(r"\]\((.*?)\)", text)}
+        self.assertGreater(len(links), 10)
+        self.assertEqual([link for link in links if not (folder / link).exists()], [])
+
+    def test_the_documents_of_all_chips_are_refused(self):
+        done = self.report(self.OFF, "--output", ROOT / "docs")
+        self.assertEqual(done.returncode, 1)
+        self.assertIn("all five chips", done.stderr)
+
+    def test_there_is_nothing_to_check(self):
+        for why, (cache, *_) in self.CACHES.items():
+            for what in "check", "list", "emulate":
+                done = self.report(cache, f"--{what}")
+                self.assertEqual((done.returncode, done.stdout), (kernel_report.SKIPPED, ""))
+                self.assertIn(f"{self.build} {why}: there is no device code to {what}", done.stderr)
+
+    def test_a_build_that_is_only_not_made_yet_is_no_such_build(self):
+        for cache in ("", "LAPIDARY_CUDA:STRING=AUTO\nLAPIDARY_NVCC:FILEPATH=/usr/bin/nvcc\n"):
+            done = self.report(cache)
+            self.assertEqual((done.returncode, done.stdout), (kernel_report.SKIPPED, ""))
+            self.assertIn("build lapidary_kernels_cuda", done.stderr)
 
 
 @unittest.skipUnless(NVCC, "no CUDA toolkit")
