@@ -1,8 +1,11 @@
 // Streamed and grouped products of 26B-A4B on a GPU: time by events, and the share of the roof that
 // limits them: bytes of weights (what a decode step is made of) or FLOPs (what a prefill is).
+//
+// Also compiled for the SIMT executor, where sizes shrink and times mean nothing.
 #include <benchmark/benchmark.h>
 #include <cuda_runtime_api.h>
 
+#include <algorithm>
 #include <cstdint>
 #include <random>
 #include <vector>
@@ -13,8 +16,11 @@
 namespace lapidary {
 namespace {
 
-constexpr int64_t kHidden = 2816, kExpertWidth = 704;
-constexpr int kExperts = 128, kTopK = 8;
+// Under emulation matrices shrink, and tokens as the experts do: an expert has as many as on a GPU,
+// so that each of the kernels has its turn.
+constexpr int kSmaller = kShrink == 1 ? 1 : 8;
+constexpr int64_t kHidden = 2816 / kSmaller, kExpertWidth = 704 / kSmaller;
+constexpr int kExperts = 128 / kSmaller, kTopK = 8;
 
 // Bytes of weights against memory, or FLOPs against the tensor cores: what takes longer. Tensor
 // cores multiply e4m3 twice as fast.
@@ -31,7 +37,7 @@ void TimeProduct(benchmark::State& state, const Device& device, double bytes, do
 
 // Arguments: outputs, k, tokens, e4m3.
 void BM_StreamProduct(benchmark::State& state) {
-  const int64_t n = state.range(0), k = state.range(1);
+  const int64_t n = state.range(0) / kSmaller, k = state.range(1) / kSmaller;
   const int tokens = static_cast<int>(state.range(2));
   GpuMatrix w{.number = state.range(3) != 0 ? GpuNumber::kE4m3 : GpuNumber::kBf16,
               .n = n,
@@ -54,13 +60,13 @@ void BM_StreamProduct(benchmark::State& state) {
               });
 }
 BENCHMARK(BM_StreamProduct)
-    ->ArgsProduct({{8192, 262144}, {kHidden}, {1, 8, 32, 64}, {0, 1}})
-    ->ArgsProduct({{kHidden}, {4096}, {1, 8, 32, 64}, {0, 1}})
+    ->ArgsProduct({{8192, 262144}, {2816}, {1, 8, 32, 64}, {0, 1}})
+    ->ArgsProduct({{2816}, {4096}, {1, 8, 32, 64}, {0, 1}})
     ->UseManualTime();
 
 // Arguments: tokens, e4m3, down (else gate and up). Experts are drawn as a router would, evenly.
 void BM_GroupedProduct(benchmark::State& state) {
-  const int64_t tokens = state.range(0), slots = tokens * kTopK;
+  const int64_t tokens = std::max<int64_t>(1, state.range(0) / kSmaller), slots = tokens * kTopK;
   const bool down = state.range(2) != 0;
   GroupedParams p;
   p.w = {.number = state.range(1) != 0 ? GpuNumber::kE4m3 : GpuNumber::kBf16,
@@ -84,11 +90,12 @@ void BM_GroupedProduct(benchmark::State& state) {
   }
   for (int64_t s = 0; s < slots; ++s) row_of.push_back(static_cast<int32_t>(random() % tokens));
   const Randoms matrix(kExperts * p.w.bytes()), scale(kExperts * p.w.n * 4);
-  const Randoms x(slots * p.w.k * 2), x_scale(slots * 4);
+  const int64_t x_stride = (p.w.k + 15) / 16 * 16;  // rows begin at multiples of 16 bytes
+  const Randoms x(slots * x_stride * 2), x_scale(slots * 4);
   const Zeros y(slots * p.w.n * 2);
   const Zeros device_begin(begin), device_row(row_of);
   p.w.data = matrix.As();
-  p.in = {.x = x.As(), .stride = p.w.k};
+  p.in = {.x = x.As(), .stride = x_stride};
   if (p.w.number == GpuNumber::kE4m3) {
     p.w.scale = scale.As<float>();
     p.in.scale = x_scale.As<float>();

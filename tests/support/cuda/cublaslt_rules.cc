@@ -78,10 +78,10 @@ cublasStatus_t CheckFp8(const LtProblem& p, int capability) {
     case CUBLASLT_MATMUL_MATRIX_SCALE_SCALAR_32F:
       return CUBLAS_STATUS_SUCCESS;
     case CUBLASLT_MATMUL_MATRIX_SCALE_OUTER_VEC_32F:
-      // Seen on an H100: already the choice of an algorithm wants the scales.
-      if (!desc.scale_a || !desc.scale_b) return CUBLAS_STATUS_INVALID_VALUE;
       // Hopper's alone (NVIDIA/CUDALibrarySamples issue 270).
-      return capability == 90 ? CUBLAS_STATUS_SUCCESS : CUBLAS_STATUS_NOT_SUPPORTED;
+      if (capability != 90) return CUBLAS_STATUS_NOT_SUPPORTED;
+      // Seen on an H100: already the choice of an algorithm wants the scales.
+      return desc.scale_a && desc.scale_b ? CUBLAS_STATUS_SUCCESS : CUBLAS_STATUS_INVALID_VALUE;
     default:
       return CUBLAS_STATUS_NOT_SUPPORTED;  // block scales are not in the stand-in
   }
