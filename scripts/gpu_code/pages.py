@@ -143,9 +143,16 @@ def kernels_page(variants, gates, nvcc):
 
 
 def read_hardware(path=HARDWARE):
-    """{(kernel, chip)} that gpu_conformance passed for; a run names kernels, or "all"."""
-    runs = tomllib.loads(pathlib.Path(path).read_text()).get("run", [])
-    return {(kernel, run["chip"]) for run in runs for kernel in run["kernels"]}
+    """The runs of gpu_conformance: {chip: [(kernels, kernels left out)]}; a run names kernels, or "all"."""
+    found = collections.defaultdict(list)
+    for run in tomllib.loads(pathlib.Path(path).read_text()).get("run", []):
+        found[run["chip"]].append((set(run["kernels"]), set(run.get("except", []))))
+    return found
+
+
+def ran_on(kernel, chip, hardware):
+    return any((kernel in kernels or "all" in kernels) and kernel not in left_out
+               for kernels, left_out in hardware.get(chip, []))
 
 
 def status_table(cells):
@@ -165,7 +172,7 @@ def status_page(variants, emulated, nvcc, hardware, by_hand):
     def cell(kernel, chip, of_chip):
         started = [v for v in of_chip if v.started]
         emulations = sum(v.name in emulated for v in started)
-        ran = len(started) if {(kernel, chip), ("all", chip)} & hardware else 0
+        ran = len(started) if ran_on(kernel, chip, hardware) else 0
         return f"{len(started)} / {emulations} / {ran}" if started else "–"
 
     out = [ORIGIN.format(" outside the part by hand"), "\n", status_text(f"nvcc {nvcc}", hardware),

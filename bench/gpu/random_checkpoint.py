@@ -1,6 +1,6 @@
 """A checkpoint with the true shapes of a released model and random weights, to measure speed with.
 
-    python bench/serving/random_checkpoint.py tests/golden/configs/gemma-4-31b.json /dev/shm/31b
+    python bench/gpu/random_checkpoint.py tests/golden/configs/gemma-4-31b.json /dev/shm/31b
 
 Writes config.json (its text part), tokenizer.json (a small one of the tests; ids beyond it print as
 nothing) and model.safetensors in bf16: matrices normal with 0.02, norms and scalars 1. Values repeat
