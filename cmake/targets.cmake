@@ -4,8 +4,11 @@
 #   A GoogleTest binary registered with ctest, run from the source root.
 #   SHARDS 4: as four tests, <name>.0 to <name>.3, of a quarter of the cases each. ENVIRONMENT A=b ...
 # lapidary_bench(NAME matmul_bench SRCS ... DEPS ...)   A Google Benchmark binary, never a test.
-set(LAPIDARY_TSAN_ENVIRONMENT
-  "TSAN_OPTIONS=ignore_noninstrumented_modules=1 suppressions=${CMAKE_SOURCE_DIR}/tests/support/tsan.supp")
+set(LAPIDARY_TSAN_ENVIRONMENT)
+if(LAPIDARY_SANITIZE STREQUAL "thread")
+  set(LAPIDARY_TSAN_ENVIRONMENT
+    "TSAN_OPTIONS=ignore_noninstrumented_modules=1 suppressions=${CMAKE_SOURCE_DIR}/tests/support/tsan.supp")
+endif()
 
 # Sanitizers make a test several times slower, and CI machines are shared.
 set(LAPIDARY_TIMEOUT_FACTOR 1)
@@ -46,9 +49,7 @@ function(lapidary_test)
     set(ARG_TIMEOUT 120)
   endif()
   math(EXPR ARG_TIMEOUT "${ARG_TIMEOUT} * ${LAPIDARY_TIMEOUT_FACTOR}")
-  if(LAPIDARY_SANITIZE STREQUAL "thread")
-    list(APPEND ARG_ENVIRONMENT "${LAPIDARY_TSAN_ENVIRONMENT}")
-  endif()
+  list(APPEND ARG_ENVIRONMENT ${LAPIDARY_TSAN_ENVIRONMENT})
   if(NOT ARG_SHARDS)
     lapidary_add_test(${ARG_NAME} ${ARG_ENVIRONMENT})
     return()
