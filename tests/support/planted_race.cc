@@ -1,13 +1,14 @@
-// A deliberate data race in a gRPC callback: proves that the ThreadSanitizer set-up (shims,
-// options, suppressions) still finds one. Built and run only with the tsan preset, where it has to
-// be reported.
+// Deliberate mistakes: prove that the ThreadSanitizer set-up (shims, options, suppressions) still
+// finds them. Built and run only with the tsan preset, where each has to be reported.
 //
-// With the argument "clean" the same traffic runs with the counter guarded; then nothing may be
-// reported.
+//   race   a data race in a gRPC callback
+//   order  two mutexes that are taken in either order
+//   clean  the same with the counter guarded, and one order: nothing may be reported
 #include <grpcpp/grpcpp.h>
 
 #include <atomic>
-#include <cstring>
+#include <mutex>
+#include <string_view>
 #include <thread>
 
 #include "absl/synchronization/mutex.h"
@@ -59,7 +60,7 @@ class Service : public v1::LapidaryService::CallbackService {
   }
 };
 
-int Run() {
+int Traffic() {
   Service service;
   int port = 0;
   grpc::ServerBuilder builder;
@@ -86,10 +87,34 @@ int Run() {
   return messages == 100 ? 0 : 1;
 }
 
+// One after the other, so that it never comes to the deadlock. One of each kind: absl itself aborts
+// at two of its own.
+int TakeTwo(bool in_either_order) {
+  absl::Mutex a;
+  std::mutex b;
+  std::thread([&] {
+    a.Lock();
+    b.lock();
+    b.unlock();
+    a.Unlock();
+  }).join();
+  if (!in_either_order) return 0;
+  std::thread([&] {
+    b.lock();
+    a.Lock();
+    a.Unlock();
+    b.unlock();
+  }).join();
+  return 0;
+}
+
+int Run(std::string_view what) {
+  if (what == "order") return TakeTwo(true);
+  guarded = what == "clean";
+  return Traffic() + TakeTwo(false);
+}
+
 }  // namespace
 }  // namespace lapidary
 
-int main(int argc, char** argv) {
-  lapidary::guarded = argc == 2 && std::strcmp(argv[1], "clean") == 0;
-  return lapidary::Run();
-}
+int main(int argc, char** argv) { return lapidary::Run(argc == 2 ? argv[1] : "clean"); }

@@ -31,7 +31,8 @@ void FailDevice(cudaError_t error);
 
 // [p, p + bytes) is memory that device work may use: device memory or pinned host memory.
 bool IsDeviceUsable(const void* p, size_t bytes);
-// Device work has written, `from` (or null) being device memory that was copied: for the checker.
+// Device work has written, `from` (or null) being device memory that was copied: for the checker
+// and ThreadSanitizer.
 void NoteDeviceWrite(const void* p, size_t bytes, const void* from = nullptr);
 
 }  // namespace lapidary::standin
