@@ -293,6 +293,18 @@ class PagesTest(unittest.TestCase):
             page.write_text("# Old\n" + part + "rest")
             self.assertEqual(pages.part_by_hand(page), part)
 
+    def test_runs_on_hardware_name_what_they_leave_out(self):
+        with tempfile.NamedTemporaryFile("w", suffix=".toml") as file:
+            file.write('[[run]]\nchip = "90a"\nkernels = ["all"]\nexcept = ["a.cu A"]\n'
+                       '[[run]]\nchip = "80"\nkernels = ["a.cu A"]\n')
+            file.flush()
+            hardware = pages.read_hardware(file.name)
+        self.assertTrue(pages.ran_on("b.cu B", "90a", hardware))
+        self.assertFalse(pages.ran_on("a.cu A", "90a", hardware))
+        self.assertTrue(pages.ran_on("a.cu A", "80", hardware))
+        self.assertFalse(pages.ran_on("b.cu B", "80", hardware))
+        self.assertFalse(pages.ran_on("a.cu A", "89", hardware))
+
     def test_sources_are_searched_for_kernels(self):
         found = kernel_report.source_kernels()
         self.assertIn("gemm/stream_product.cu StreamProductKernel", found)

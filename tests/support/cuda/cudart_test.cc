@@ -252,6 +252,20 @@ TEST_F(CudartTest, PinnedSourcesAreReadWhenTheCopyRuns) {
   ASSERT_EQ(cudaStreamSynchronize(s), cudaSuccess);
   EXPECT_EQ(Read(d, 1)[0], 3);
 }
+TEST_F(CudartTest, ACopyFromPageableMemoryMayArriveAfterTheCall) {
+  int* d = Device(64);
+  int* h = Pinned(64);
+  const cudaStream_t s = Stream();
+  ASSERT_EQ(LaunchFill(d, 64, 1, s), cudaSuccess);
+  ASSERT_EQ(cudaStreamSynchronize(s), cudaSuccess);
+  const std::vector<int> pageable(64, 2);
+  ASSERT_EQ(cudaMemcpy(d, pageable.data(), 256, cudaMemcpyHostToDevice), cudaSuccess);
+  ASSERT_EQ(cudaMemcpyAsync(h, d, 256, cudaMemcpyDeviceToHost, s), cudaSuccess);
+  ASSERT_EQ(cudaStreamSynchronize(s), cudaSuccess);
+  EXPECT_EQ(h[0], 1) << "the stream does not wait for the default one";
+  ASSERT_EQ(cudaDeviceSynchronize(), cudaSuccess);
+  EXPECT_EQ(Read(d, 1)[0], 2);
+}
 TEST_F(CudartTest, EventsOrderStreams) {
   int* d = Device(64);
   const cudaStream_t a = Stream(), b = Stream();
