@@ -61,7 +61,7 @@ absl::Status GpuKv::Allocate(const std::array<int32_t, kKvFamilies>& pages) {
     }
     pages_[f] = pages[f];
   }
-  RETURN_IF_CUDA_ERROR("clearing the KV pages", cudaDeviceSynchronize());  // streams do not wait
+  RETURN_IF_CUDA_ERROR("clearing the KV pages", cudaStreamSynchronize(nullptr));  // others do not
   return absl::OkStatus();
 }
 

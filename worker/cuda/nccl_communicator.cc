@@ -61,7 +61,7 @@ absl::Status NcclCommunicator::Init() {
   RETURN_IF_CUDA_ERROR("memory for barriers", cudaMalloc(&barrier_word_, sizeof(float)));
   RETURN_IF_CUDA_ERROR("memory for barriers", cudaMemset(barrier_word_, 0, sizeof(float)));
   RETURN_IF_CUDA_ERROR("memory for barriers",
-                       cudaDeviceSynchronize());  // streams do not wait for it
+                       cudaStreamSynchronize(nullptr));  // others do not wait for it
   ncclConfig_t config = NCCL_CONFIG_INITIALIZER;
   config.blocking = 0;
   {

@@ -37,6 +37,7 @@ class CublasLtTest : public testing::Test {
     void* p = nullptr;
     EXPECT_EQ(cudaMalloc(&p, v.size() * sizeof(T)), cudaSuccess);
     EXPECT_EQ(cudaMemcpy(p, v.data(), v.size() * sizeof(T), cudaMemcpyHostToDevice), cudaSuccess);
+    EXPECT_EQ(cudaDeviceSynchronize(), cudaSuccess);  // it may still be on its way
     return static_cast<T*>(p);
   }
   void Describe(const Product& p) {

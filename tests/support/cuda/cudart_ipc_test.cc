@@ -38,6 +38,7 @@ int OpenAndCount(const cudaIpcMemHandle_t& handle) {
   OR_RETURN(cudaMemcpy(values.data(), p, kCount * 4, cudaMemcpyDeviceToHost) == cudaSuccess, 13);
   for (int i = 0; i < kCount; ++i) OR_RETURN(values[i]++ == i, 14);
   OR_RETURN(cudaMemcpy(p, values.data(), kCount * 4, cudaMemcpyHostToDevice) == cudaSuccess, 15);
+  OR_RETURN(cudaDeviceSynchronize() == cudaSuccess, 15);  // it may still be on its way
   cudaIpcMemHandle_t own;
   OR_RETURN(cudaIpcGetMemHandle(&own, p) == cudaErrorInvalidValue, 16);
   OR_RETURN(cudaFree(p) == cudaErrorInvalidValue, 17);
@@ -56,6 +57,7 @@ class CudartIpcTest : public testing::Test {
     std::iota(values_.begin(), values_.end(), 0);
     ASSERT_EQ(cudaMalloc(&p_, kCount * 4), cudaSuccess);
     ASSERT_EQ(cudaMemcpy(p_, values_.data(), kCount * 4, cudaMemcpyHostToDevice), cudaSuccess);
+    ASSERT_EQ(cudaDeviceSynchronize(), cudaSuccess);  // it may still be on its way
   }
   void* p_ = nullptr;
   std::vector<int> values_ = std::vector<int>(kCount);

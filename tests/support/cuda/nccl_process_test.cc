@@ -65,6 +65,7 @@ int RankMain(const char* role, int rank, int ranks, const ncclUniqueId& id) {
   OR_EXIT(cudaMalloc(&p, kCount * 4) == cudaSuccess, 14);
   std::vector<int> values(kCount, rank + 1);
   OR_EXIT(cudaMemcpy(p, values.data(), kCount * 4, cudaMemcpyHostToDevice) == cudaSuccess, 15);
+  OR_EXIT(cudaDeviceSynchronize() == cudaSuccess, 15);  // it may still be on its way
   for (int turn = 0; turn < 20; ++turn) {
     if (!strcmp(role, "dies") && rank == ranks - 1 && turn == 10) raise(SIGKILL);
     const ncclResult_t r = ncclAllReduce(p, p, kCount, ncclInt32, ncclMax, comm, stream);

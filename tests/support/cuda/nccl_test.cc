@@ -28,6 +28,7 @@ struct Rank {
     void* p = nullptr;
     EXPECT_EQ(cudaMalloc(&p, v.size() * sizeof(T)), cudaSuccess);
     EXPECT_EQ(cudaMemcpy(p, v.data(), v.size() * sizeof(T), cudaMemcpyHostToDevice), cudaSuccess);
+    EXPECT_EQ(cudaStreamSynchronize(nullptr), cudaSuccess);  // it may still be on its way
     return static_cast<T*>(p);
   }
   template <class T>
@@ -161,7 +162,7 @@ TEST(Nccl, OneThreadMayHoldAllRanks) {
     ASSERT_EQ(cudaStreamCreateWithFlags(&streams[d], cudaStreamNonBlocking), cudaSuccess);
     ASSERT_EQ(cudaMalloc(&data[d], 4), cudaSuccess);
     const int one = 1;
-    ASSERT_EQ(cudaMemcpy(data[d], &one, 4, cudaMemcpyHostToDevice), cudaSuccess);
+    ASSERT_EQ(cudaMemcpyAsync(data[d], &one, 4, cudaMemcpyHostToDevice, streams[d]), cudaSuccess);
     ASSERT_EQ(ncclAllReduce(data[d], data[d], 1, ncclInt32, ncclSum, comms[d], streams[d]),
               ncclSuccess);
   }
