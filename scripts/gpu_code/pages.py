@@ -164,8 +164,9 @@ def status_table(cells):
 
 
 def status_text(nvcc, hardware):
-    return STATUS_TEXT.format(nvcc=nvcc, hardware="" if hardware else "Nobody has done so yet: the "
-                              "third number is 0 everywhere.")
+    ran = "So far: " + ", ".join(f"sm_{chip}" for chip in sorted(hardware)) + "." if hardware else \
+        "Nobody has done so yet: the third number is 0 everywhere."
+    return STATUS_TEXT.format(nvcc=nvcc, hardware=ran)
 
 
 def status_page(variants, emulated, nvcc, hardware, by_hand):
