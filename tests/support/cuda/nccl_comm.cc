@@ -112,8 +112,9 @@ bool Comm::Gone(int rank, bool also_left) {
 
 int Comm::FindGone(bool also_left) {
   const double now = NowMs();
-  if (now - last_look_ms_ < kLookMs) return -1;
-  last_look_ms_ = now;
+  std::atomic<double>& last_look_ms = last_look_ms_[also_left];
+  if (now - last_look_ms < kLookMs) return -1;
+  last_look_ms = now;
   for (int r = 0; r < ranks_; ++r) {
     if (r != rank_ && Gone(r, also_left)) return r;
   }

@@ -58,7 +58,8 @@ class Comm {
   SegmentFile file_;
   std::atomic<ncclResult_t> state_{ncclSuccess};
   std::atomic<bool> aborted_{false};
-  std::atomic<double> last_look_ms_{0};
+  // Without and with also_left, each by itself: who polls for errors would use up an operation's.
+  std::atomic<double> last_look_ms_[2] = {0, 0};
   std::string name_;
   std::thread waiter_;
   std::mutex mu_;
