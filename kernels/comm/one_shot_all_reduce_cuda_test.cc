@@ -16,6 +16,7 @@
 #include <thread>
 
 #include "kernels/device_test_support.h"
+#include "kernels/test_devices.h"
 
 namespace lapidary {
 namespace {
@@ -91,11 +92,6 @@ class Group {
   std::vector<std::unique_ptr<TestStream>> streams_;
 };
 
-int Devices() {
-  int devices = 0;
-  return cudaGetDeviceCount(&devices) == cudaSuccess ? devices : 0;
-}
-
 float Plus(float a, float b) { return a + b; }
 // In fp32, rounded by whoever has it all.
 __nv_bfloat16 Rounded(float v, __nv_bfloat16) { return Bf16(v); }
@@ -115,7 +111,7 @@ TYPED_TEST_SUITE(OneShotAllReduce, Numbers);
 // Sums of several sizes right behind one another, so that mailboxes are used again at once.
 TYPED_TEST(OneShotAllReduce, GivesAllRanksTheSumInTheOrderOfRanks) {
   using T = TypeParam;
-  if (Devices() < 4) GTEST_SKIP() << "takes 4 devices";
+  LAPIDARY_NEEDS_DEVICES(4);
   constexpr int64_t kMost = kOneShotMaxBytes / sizeof(T);
   const std::vector<int64_t> counts = {8, 5376, 1032, kMost, 2 * 4112, 8, kMost - 24};
   for (const int size : {2, 3, 4}) {
@@ -156,7 +152,7 @@ TYPED_TEST(OneShotAllReduce, GivesAllRanksTheSumInTheOrderOfRanks) {
 }
 
 TEST(OneShotAllReduce, ARecordedSumIsAnotherOneEachTime) {
-  if (Devices() < 2) GTEST_SKIP() << "takes 2 devices";
+  LAPIDARY_NEEDS_DEVICES(2);
   constexpr int kSize = 2, kTimes = 5;
   Group group(kSize);
   std::vector<std::unique_ptr<DeviceArray<float>>> data;
@@ -188,7 +184,7 @@ TEST(OneShotAllReduce, ARecordedSumIsAnotherOneEachTime) {
 }
 
 TEST(OneShotAllReduce, ARankThatStaysAwayIsGivenUp) {
-  if (Devices() < 1) GTEST_SKIP() << "no device";
+  LAPIDARY_NEEDS_DEVICES(1);
   Group group(3);
   DeviceArray<float> data(std::vector<float>(1024, 1));
   ASSERT_EQ(group.UseDevice(1), cudaSuccess);
@@ -212,7 +208,7 @@ TEST(OneShotAllReduce, ARankThatStaysAwayIsGivenUp) {
 }
 
 TEST(OneShotAllReduce, TheHostEndsTheWait) {
-  if (Devices() < 1) GTEST_SKIP() << "no device";
+  LAPIDARY_NEEDS_DEVICES(1);
   Group group(2);
   DeviceArray<float> data(std::vector<float>(1024, 1));
   std::thread host;
@@ -229,7 +225,7 @@ TEST(OneShotAllReduce, TheHostEndsTheWait) {
 }
 
 TEST(OneShotAllReduce, RefusesWhatItDoesNotTake) {
-  if (Devices() < 1) GTEST_SKIP() << "no device";
+  LAPIDARY_NEEDS_DEVICES(1);
   DeviceArray<float> data(64);
   OneShotParams good;
   good.data = data.data();

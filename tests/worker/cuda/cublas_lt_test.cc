@@ -9,6 +9,7 @@
 #include "common/base/half.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
+#include "kernels/test_devices.h"
 #include "worker/cuda/cuda_products.h"
 #include "worker/cuda/cuda_workspace.h"
 
@@ -111,14 +112,6 @@ TEST(CublasLt, MultipliesPreparedShapes) {
       p.Check(fp32, 0);
     }
   }
-}
-
-Chip ThisChip() {
-  cudaDeviceProp properties;
-  EXPECT_EQ(cudaGetDeviceProperties(&properties, 0), cudaSuccess);
-  return {.compute_capability = properties.major * 10 + properties.minor,
-          .processors = properties.multiProcessorCount,
-          .shared_bytes = static_cast<int>(properties.sharedMemPerBlockOptin)};
 }
 
 // Few rows stream, many go to cuBLASLt, and many of a shape nobody prepared stream in slices.

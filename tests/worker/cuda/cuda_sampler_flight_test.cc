@@ -81,7 +81,7 @@ class PendingToken : public testing::TestWithParam<Layout> {};
 // little. A penalty of 1 each time says which is next, and a token counted twice, or not at all, or
 // in the wrong step, changes the sequence.
 TEST_P(PendingToken, CountsExactlyOnce) {
-  LAPIDARY_NEEDS_GPUS(GetParam().ranks);
+  LAPIDARY_NEEDS_DEVICES(GetParam().ranks);
   constexpr int kVocab = 100, kSteps = 12;
   std::vector<float> row(kVocab, -5.0f);
   row[70] = 10;
@@ -98,7 +98,7 @@ TEST_P(PendingToken, CountsExactlyOnce) {
 }
 
 TEST_P(PendingToken, GivesTheCpusSequences) {
-  LAPIDARY_NEEDS_GPUS(GetParam().ranks);
+  LAPIDARY_NEEDS_DEVICES(GetParam().ranks);
   constexpr int kVocab = 60, kSteps = 25;
   std::mt19937 random(8);
   for (int round = 0; round < 4; ++round) {

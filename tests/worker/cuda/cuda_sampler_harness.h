@@ -4,7 +4,7 @@
 #include <thread>
 
 #include "kernels/device_test_support.h"
-#include "tests/worker/cuda/gpus.h"
+#include "kernels/test_devices.h"
 #include "tests/worker/sampler_harness.h"
 #include "worker/cuda/cuda_sampler.h"
 

@@ -128,7 +128,7 @@ class CudaSamplerRandom : public testing::TestWithParam<RandomCase> {};
 
 TEST_P(CudaSamplerRandom, GivesTheCpusAnswers) {
   const RandomCase& c = GetParam();
-  LAPIDARY_NEEDS_GPUS(c.layout.ranks);
+  LAPIDARY_NEEDS_DEVICES(c.layout.ranks);
   for (int repeat = 0; repeat < c.repeats; ++repeat) {
     const auto seed = static_cast<uint32_t>(1000 * repeat + c.rows + c.vocab + c.layout.ranks);
     const Batch batch = RandomBatch(c.rows, c.vocab, seed);

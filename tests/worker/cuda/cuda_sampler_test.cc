@@ -23,7 +23,7 @@ TEST_P(CudaSamplerOptions, GivesTheCpusTokensInEveryLayout) {
     const std::vector<Layout> layouts =
         ties ? std::vector<Layout>{{1, 1}, {4, 1, 2000}} : std::vector<Layout>{{2, 1}};
     for (Layout layout : layouts) {
-      layout.ranks = std::min(layout.ranks, Gpus());
+      layout.ranks = std::min(layout.ranks, Devices());
       const auto got = CudaSampleWith(logits, rows, layout, ties ? 5 : 4);
       ExpectCpuAnswers(logits, rows, got, ties ? "ties" : "spread");
     }
@@ -34,7 +34,7 @@ INSTANTIATE_TEST_SUITE_P(All, CudaSamplerOptions, testing::ValuesIn(AllOptions()
                          [](const auto& info) { return std::string(info.param.name); });
 
 // Or one, where there is but one GPU.
-Layout TwoRanks() { return {std::min(2, Gpus()), 1}; }
+Layout TwoRanks() { return {std::min(2, Devices()), 1}; }
 
 TEST(CudaSampler, EditsReachEverySamplingPath) {
   constexpr int kRows = 5, kVocab = 3000;
@@ -74,7 +74,7 @@ TEST(CudaSampler, RefusesWhatItCannotHold) {
   EXPECT_EQ(CudaSampler::Create(nullptr, config).status().code(),
             absl::StatusCode::kInvalidArgument);
   config.vocab = 100;
-  LAPIDARY_NEEDS_GPUS(9);
+  LAPIDARY_NEEDS_DEVICES(9);
   ForRanks(9, [&](int, NcclCommunicator* nine, CudaStream&) {
     EXPECT_EQ(CudaSampler::Create(nine, config).status().code(),
               absl::StatusCode::kInvalidArgument);

@@ -11,7 +11,7 @@
 #include "common/status_macros.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
-#include "tests/worker/cuda/gpus.h"
+#include "kernels/test_devices.h"
 #include "worker/cuda/cuda_memory.h"
 #include "worker/cuda/cuda_status.h"
 #include "worker/cuda/cuda_stream.h"
@@ -70,7 +70,7 @@ class NcclCommunicatorTest : public testing::TestWithParam<int> {};
 
 TEST_P(NcclCommunicatorTest, SumsAndGathers) {
   const int ranks = GetParam();
-  LAPIDARY_NEEDS_GPUS(ranks);
+  LAPIDARY_NEEDS_DEVICES(ranks);
   const auto check = [ranks](int rank, NcclCommunicator& comm, CudaStream& stream) -> absl::Status {
     for (const int64_t count : {1, 7, 5000}) {
       std::vector<float> floats(count);
@@ -111,7 +111,7 @@ TEST_P(NcclCommunicatorTest, SumsAndGathers) {
 // Rank s sends 3 s + 5 r + 1 bytes to rank r, and nothing to itself when s is odd.
 TEST_P(NcclCommunicatorTest, AllToAllWithUnevenParts) {
   const int ranks = GetParam();
-  LAPIDARY_NEEDS_GPUS(ranks);
+  LAPIDARY_NEEDS_DEVICES(ranks);
   const auto bytes = [](int from, int to) {
     return from == to && from % 2 == 1 ? int64_t{0} : int64_t{3} * from + 5 * to + 1;
   };
@@ -145,7 +145,7 @@ TEST_P(NcclCommunicatorTest, AllToAllWithUnevenParts) {
 INSTANTIATE_TEST_SUITE_P(Ranks, NcclCommunicatorTest, testing::Values(1, 2, 3, 4));
 
 TEST(NcclCommunicator, AnAbortFreesWhoWaits) {
-  LAPIDARY_NEEDS_GPUS(2);
+  LAPIDARY_NEEDS_DEVICES(2);
   // Rank 1 never sums; rank 0 waits for it until it is told.
   absl::Notification summed;
   const auto results =
