@@ -87,7 +87,7 @@ void Run(benchmark::State& state, int waiting, int pages_per_request) {
   Load load(static_cast<int>(state.range(0)), waiting, pages_per_request, 20);
   const EngineStats before = load.stats();
   const int64_t rows = load.rows();
-  for (auto _ : state) load.Step();
+  for ([[maybe_unused]] auto _ : state) load.Step();
   const EngineStats after = load.stats();
   const auto steps = static_cast<double>(state.iterations());
   state.counters["rows"] = static_cast<double>(load.rows() - rows) / steps;

@@ -237,7 +237,7 @@ void CoordinatorMetrics::InterToken(double seconds, int tokens) {
 
 void CoordinatorMetrics::ObserveWaits() {
   if (waited_tokens_ == 0) return;
-  const prometheus::Histogram::BucketBoundaries bounds = InterTokenBounds();
+  const prometheus::Histogram::BucketBoundaries& bounds = InterTokenBounds();
   const auto count = static_cast<double>(std::exchange(waited_tokens_, 0));
   std::vector<double> buckets(bounds.size() + 1);
   buckets[static_cast<size_t>(std::lower_bound(bounds.begin(), bounds.end(), wait_seconds_) -

@@ -98,7 +98,7 @@ void TimeOnDevice(benchmark::State& state, const char* unit, double work, double
     return;
   }
   const Zeros flushed(kFlushBytes);
-  for (auto _ : state) {
+  for ([[maybe_unused]] auto _ : state) {
     cudaMemsetAsync(flushed.As(), 0, kFlushBytes, stream);
     cudaEventRecord(begin, stream);
     const cudaError_t error = launch(stream);

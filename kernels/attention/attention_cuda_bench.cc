@@ -170,9 +170,9 @@ void BM_NormRopeWrite(benchmark::State& state) {
                               .positions = device_positions.As<int32_t>(),
                               .pool = pages.pool.As<uint8_t>(),
                               .page_bytes = pages.page_bytes};
-  const double bytes = double{1} * tokens *
-                       (heads * d * 2 + shape.q_heads * shape.layout.score_columns() * 2 +
-                        2 * pairs * 4 + shape.kv_heads * shape.layout.head_bytes() / kPageTokens);
+  const double kv_bytes = double{1} * shape.kv_heads * shape.layout.head_bytes() / kPageTokens;
+  const double bytes = tokens * (heads * d * 2 + shape.q_heads * shape.layout.score_columns() * 2 +
+                                 2 * pairs * 4 + kv_bytes);
   state.SetLabel(shape.name);
   TimeOnDevice(state, "bytes_per_s", bytes, device.bytes_per_second,
                [&](cudaStream_t stream) { return LaunchNormRopeWrite(p, stream); });

@@ -4,15 +4,16 @@
 #include <cuda_bf16.h>
 #include <cuda_fp8.h>
 #include <cuda_runtime_api.h>
+#include <gtest/gtest.h>
 
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <vector>
 
-#include "gtest/gtest.h"
 #include "kernels/chip.h"
 #include "kernels/device_test_support.h"
+#include "kernels/test_devices.h"
 
 namespace lapidary {
 
@@ -32,11 +33,7 @@ inline std::vector<Chip> ChipsToTest() {
             {.compute_capability = 90, .processors = 4, .shared_bytes = 227 << 10},
             {.compute_capability = 120, .processors = 4, .shared_bytes = 99 << 10}};
   }
-  cudaDeviceProp properties;
-  EXPECT_EQ(cudaGetDeviceProperties(&properties, 0), cudaSuccess);
-  return {{.compute_capability = properties.major * 10 + properties.minor,
-           .processors = properties.multiProcessorCount,
-           .shared_bytes = static_cast<int>(properties.sharedMemPerBlockOptin)}};
+  return {ThisChip()};
 }
 
 inline float E4m3(uint8_t code) {

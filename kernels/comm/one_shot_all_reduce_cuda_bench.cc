@@ -105,7 +105,7 @@ void BM_OneShotAllReduce(benchmark::State& state) {
     p.control = rank->control.As<OneShotControl>();
     p.patience_ns = 10'000'000'000;
   }
-  for (auto _ : state) {
+  for ([[maybe_unused]] auto _ : state) {
     cudaError_t error = cudaSuccess;
     for (const auto& rank : ranks) {
       cudaSetDevice(rank->params.rank);

@@ -28,7 +28,8 @@ constexpr NamedChip kChips[] = {
 // An address that launchers find aligned; nothing reads it.
 template <class T>
 T* Somewhere() {
-  return reinterpret_cast<T*>(uintptr_t{1} << 20);
+  alignas(1024) static char place[1024];
+  return reinterpret_cast<T*>(place);
 }
 
 void Expect(cudaError_t error, const char* what) {

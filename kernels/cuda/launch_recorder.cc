@@ -28,6 +28,7 @@ std::vector<RecordedLaunch> TakeLaunches() { return std::exchange(Launches(), {}
 // of the runtime's library.
 extern "C" {
 
+// NOLINTBEGIN(bugprone-reserved-identifier): nvcc chose them
 void** __cudaRegisterFatBinary(void*) {
   static void* handle = nullptr;
   return &handle;
@@ -39,6 +40,7 @@ void __cudaRegisterFunction(void**, const char* host, char*, const char* symbol,
                             uint3*, dim3*, dim3*, int*) {
   lapidary::Symbols()[host] = symbol;
 }
+// NOLINTEND(bugprone-reserved-identifier)
 
 cudaError_t cudaFuncSetAttribute(const void*, cudaFuncAttribute, int) { return cudaSuccess; }
 cudaError_t cudaLaunchKernelExC(const cudaLaunchConfig_t* config, const void* kernel, void**) {

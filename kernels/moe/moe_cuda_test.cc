@@ -193,9 +193,11 @@ TEST(RouterTest, BitsDependOnTheRowAlone) {
     const int64_t place = tokens * 5 / 7;
     std::copy(one.x.begin(), one.x.end(), data.x.begin() + place * c.dim);
     const Routed routed = Route(c, data);
+    // NOLINTBEGIN(bugprone-suspicious-memory-comparison): the bits
     EXPECT_EQ(std::memcmp(&routed.logits[place * 11], expected.logits.data(), 11 * 4), 0) << tokens;
     EXPECT_EQ(std::memcmp(&routed.weight[place * 4], expected.weight.data(), 4 * 4), 0) << tokens;
     EXPECT_EQ(std::memcmp(&routed.chosen[place * 4], expected.chosen.data(), 4 * 4), 0) << tokens;
+    // NOLINTEND(bugprone-suspicious-memory-comparison)
   }
 }
 

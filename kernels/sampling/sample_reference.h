@@ -16,8 +16,9 @@ struct ReferenceToken {
 // The token of `candidates`, any order. top_k 0: none. id -1 if nobody's value is above -inf.
 // `light_ends`: the first token below min_weight ends the kept ones (short lists); else each is
 // judged alone.
-inline ReferenceToken DrawReference(const SampleTask& task, std::vector<ReferenceToken> candidates,
-                                    int top_k, bool light_ends) {
+inline ReferenceToken DrawReference(const SampleTask& task,
+                                    const std::vector<ReferenceToken>& candidates, int top_k,
+                                    bool light_ends) {
   std::vector<ReferenceToken> order;
   for (const ReferenceToken& c : candidates) {
     if (TokenKey(c.value) > kKeyOfMinusInfinity) order.push_back(c);

@@ -144,7 +144,7 @@ inline float Exp2Approx(float x) {
 inline uint32_t PackBf16(float low, float high) {
   const __nv_bfloat162 pair = __floats2bfloat162_rn(low, high);
   uint32_t r;
-  memcpy(&r, &pair, sizeof r);
+  memcpy(&r, &pair, sizeof r);  // NOLINT(bugprone-undefined-memory-manipulation): plain bits
   return r;
 }
 // Exact in fp32, then one rounding. Subnormals are the host's, kept.

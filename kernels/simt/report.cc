@@ -20,7 +20,9 @@ struct Counts {
 Counts& AllCounts();
 
 void WriteReport() {
-  std::string path = getenv("SIMT_REPORT");
+  const char* wanted = getenv("SIMT_REPORT");
+  if (wanted == nullptr) return;
+  std::string path = wanted;
   if (const size_t at = path.find("%p"); at != std::string::npos) {
     path.replace(at, 2, std::to_string(getpid()));
   }

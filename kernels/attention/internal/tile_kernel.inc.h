@@ -283,13 +283,11 @@ void Tile(const TileTask& task, int row, TileScratch& scratch) {
 inline void FoldRow(const TileTask& task, float* partial, int segments, int64_t stride,
                     float* out) {
   const int columns = task.value_columns;
-  float* state = nullptr;
-  for (int s = 0; s < segments; ++s, partial += stride) {
+  for (; segments > 1 && partial[columns + 1] == 0.0f; --segments) partial += stride;
+  float* state = partial;
+  for (int s = 1; s < segments; ++s) {
+    partial += stride;
     if (partial[columns + 1] == 0.0f) continue;
-    if (state == nullptr) {
-      state = partial;
-      continue;
-    }
     const FoldFactors f =
         FoldTotals(state[columns], state[columns + 1], partial[columns], partial[columns + 1]);
     for (int c = 0; c < columns; c += 32) Fold32(state + c, partial + c, f);

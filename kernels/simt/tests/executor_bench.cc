@@ -84,7 +84,7 @@ void Run(benchmark::State& state, void (*kernel)(float*, int), unsigned blocks, 
          int turns, double operations) {
   Buffer<float> out(4096 + blocks * threads);
   out.Fill(0);
-  for (auto _ : state) {
+  for ([[maybe_unused]] auto _ : state) {
     const auto failures = Failures({blocks, threads, 16384}, kernel, out.data(), turns);
     if (!failures.empty()) state.SkipWithError(failures[0].c_str());
   }
