@@ -8,6 +8,7 @@
 #include <string>
 
 #include "absl/strings/numbers.h"
+#include "absl/strings/str_cat.h"
 
 namespace lapidary {
 namespace {
@@ -174,10 +175,13 @@ TEST(CoordinatorInterTokenTest, WaitsOfAStepAreCountedTogetherAndEachOnce) {
     const size_t name_end = series.find('%');
     const std::string name = series.substr(0, name_end), labels = series.substr(name_end + 1);
     const std::string page = registry.Text();
-    EXPECT_EQ(Value(page, name + "_count" + labels + "}"), 259) << page;
-    EXPECT_NEAR(Value(page, name + "_sum" + labels + "}"), 257 * 0.03 + 2 * 0.25, 1e-9);
-    EXPECT_EQ(Value(page, name + "_bucket" + labels + ",le=\"0.008\"}"), 0);
-    EXPECT_EQ(Value(page, name + "_bucket" + labels + ",le=\"+Inf\"}"), 259);
+    const auto value = [&](const char* suffix, const char* label) {
+      return Value(page, absl::StrCat(name, suffix, labels, label, "}"));
+    };
+    EXPECT_EQ(value("_count", ""), 259) << page;
+    EXPECT_NEAR(value("_sum", ""), 257 * 0.03 + 2 * 0.25, 1e-9);
+    EXPECT_EQ(value("_bucket", ",le=\"0.008\""), 0);
+    EXPECT_EQ(value("_bucket", ",le=\"+Inf\""), 259);
   }
   metrics.Update(GroupState{}, 0);
   EXPECT_EQ(Value(registry.Text(), "lapidary_inter_token_latency_seconds_count{model_name=\"m\"}"),

@@ -72,9 +72,10 @@ class TokenStreamTest : public testing::Test {
                                             absl::Seconds(1), writes_, std::move(hooks));
     stream_->Start(&writer_);
   }
-  void Step(int choice, std::vector<uint32_t> ids, wire::Finish finish = wire::FINISH_UNSPECIFIED) {
+  void Step(int choice, const std::vector<uint32_t>& ids,
+            wire::Finish finish = wire::FINISH_UNSPECIFIED) {
     wire::RequestEvent event;
-    event.set_id(static_cast<uint64_t>(100 + choice));
+    event.set_id(100 + static_cast<uint64_t>(choice));
     for (const uint32_t id : ids) {
       wire::Scored* token = event.add_tokens();
       token->set_id(id);

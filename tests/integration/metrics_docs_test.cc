@@ -9,6 +9,7 @@
 #include <set>
 #include <string>
 
+#include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "cli/top/metrics_text.h"
 #include "coordinator/coordinator_metrics.h"
@@ -66,8 +67,8 @@ std::string Table() {
   for (const auto& [name, family] : families) {
     const std::string on =
         family.processes.size() == 3 ? "all" : absl::StrJoin(family.processes, ", ");
-    out += "| `" + name + "` | " + family.type + " | " + absl::StrJoin(family.labels, ", ") +
-           " | " + on + " | " + family.help + " |\n";
+    absl::StrAppend(&out, "| `", name, "` | ", family.type, " | ",
+                    absl::StrJoin(family.labels, ", "), " | ", on, " | ", family.help, " |\n");
   }
   return out;
 }

@@ -48,7 +48,7 @@ TEST(LengthMix, UniformReachesEveryLengthEquallyOften) {
   constexpr int kDraws = 50000;
   for (int i = 0; i < kDraws; ++i) ++seen.at(static_cast<size_t>(mix.Draw(random)));
   // Binomial with p = 1/5: deviation sqrt(kDraws * 0.16) = 89; five of them.
-  for (size_t length = 3; length <= 7; ++length) EXPECT_NEAR(seen[length], kDraws / 5, 450);
+  for (size_t length = 3; length <= 7; ++length) EXPECT_NEAR(seen[length], kDraws / 5.0, 450);
 }
 
 // The quantiles of a log-normal are median * exp(sigma * z).

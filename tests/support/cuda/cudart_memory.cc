@@ -76,7 +76,11 @@ void ReleasePages(Memory& memory, const Allocation& a) {
   if (monitor) monitor->OnFree(reinterpret_cast<void*>(a.begin));
   UnprotectPages(pages, bytes);
   // A fresh mapping: no memory, no key, no access.
-  mmap(pages, bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0);
+  if (mmap(pages, bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1,
+           0) == MAP_FAILED) {
+    std::perror("releasing device memory");
+    std::abort();
+  }
   LAPIDARY_POISON(pages, bytes);
   if (a.file >= 0) close(a.file);
   if (!a.imported) memory.arenas[a.device].used -= bytes;

@@ -308,7 +308,7 @@ cudaError_t EnqueueTask(cudaStream_t handle, const char* name, std::function<voi
   const auto stream = FindStream(handle);
   if (!stream) return cudaErrorInvalidResourceHandle;
   return Push(stream, {.name = name, .make = Once(std::move(task))});
-}
+}  // NOLINT(clang-analyzer-cplusplus.NewDeleteLeaks): std::function frees it
 
 WorkFactory Once(std::function<void()> task) {
   class Task : public Work {

@@ -147,9 +147,14 @@ TEST_F(NcclProcessTest, ARankThatNeverJoinsIsWaitedFor) {
 }  // namespace lapidary
 
 int main(int argc, char** argv) {
-  if (const char* role = getenv("LAPIDARY_ROLE")) {
-    return lapidary::RankMain(role, atoi(getenv("LAPIDARY_RANK")), atoi(getenv("LAPIDARY_RANKS")),
-                              lapidary::FromHex(getenv("LAPIDARY_ID")));
+  const auto of_environment = [](const char* name) {
+    const char* text = getenv(name);
+    return std::string(text == nullptr ? "" : text);
+  };
+  if (const std::string role = of_environment("LAPIDARY_ROLE"); !role.empty()) {
+    return lapidary::RankMain(role.c_str(), atoi(of_environment("LAPIDARY_RANK").c_str()),
+                              atoi(of_environment("LAPIDARY_RANKS").c_str()),
+                              lapidary::FromHex(of_environment("LAPIDARY_ID").c_str()));
   }
   testing::InitGoogleTest(&argc, argv);
   return RUN_ALL_TESTS();
