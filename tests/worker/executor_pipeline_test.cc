@@ -273,7 +273,7 @@ INSTANTIATE_TEST_SUITE_P(Ranks, PipelineRanksTest,
 class Interleavings {
  public:
   // All ways to go on from `prefix`, `depth` deep; then each is run to its end.
-  void Explore(std::string prefix, int depth) {
+  void Explore(const std::string& prefix, int depth) {
     if (depth == 0) return RunOne(prefix);
     for (const char action : std::string("sca")) Explore(prefix + action, depth - 1);
     if (prefix.find('p') == std::string::npos) {

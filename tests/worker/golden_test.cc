@@ -114,7 +114,7 @@ void CompareRow(const CaseRun& run, int position, const std::vector<float>& row,
 
 // Runs the cases side by side in one batch until all are done. A token computed greedily goes back
 // in as the next input, so a wrong one derails everything after it.
-absl::Status RunTogether(GoldenGroup& group, std::vector<CaseRun*> runs, int chunk,
+absl::Status RunTogether(GoldenGroup& group, const std::vector<CaseRun*>& runs, int chunk,
                          const std::string& where, Comparison& comparison) {
   for (CaseRun* run : runs) run->sequence.ids = run->expected->prompt;
   for (;;) {

@@ -65,7 +65,8 @@ class NullGroup {
     for (const absl::Status& s : results_) EXPECT_TRUE(s.ok()) << s;
   }
 
-  void Submit(uint64_t id, uint64_t seed, int max_tokens, std::vector<uint32_t> stop_ids = {}) {
+  void Submit(uint64_t id, uint64_t seed, int max_tokens,
+              const std::vector<uint32_t>& stop_ids = {}) {
     wire::ConnectResponse message;
     wire::Submit* submit = message.mutable_submit();
     submit->set_id(id);

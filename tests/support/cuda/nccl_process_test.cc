@@ -16,6 +16,8 @@
 #include <thread>
 #include <vector>
 
+#include "tests/support/environment.h"
+
 extern char** environ;
 
 namespace lapidary {
@@ -147,14 +149,10 @@ TEST_F(NcclProcessTest, ARankThatNeverJoinsIsWaitedFor) {
 }  // namespace lapidary
 
 int main(int argc, char** argv) {
-  const auto of_environment = [](const char* name) {
-    const char* text = getenv(name);
-    return std::string(text == nullptr ? "" : text);
-  };
-  if (const std::string role = of_environment("LAPIDARY_ROLE"); !role.empty()) {
-    return lapidary::RankMain(role.c_str(), atoi(of_environment("LAPIDARY_RANK").c_str()),
-                              atoi(of_environment("LAPIDARY_RANKS").c_str()),
-                              lapidary::FromHex(of_environment("LAPIDARY_ID").c_str()));
+  if (const std::string role = lapidary::Environment("LAPIDARY_ROLE"); !role.empty()) {
+    return lapidary::RankMain(role.c_str(), atoi(lapidary::Environment("LAPIDARY_RANK").c_str()),
+                              atoi(lapidary::Environment("LAPIDARY_RANKS").c_str()),
+                              lapidary::FromHex(lapidary::Environment("LAPIDARY_ID").c_str()));
   }
   testing::InitGoogleTest(&argc, argv);
   return RUN_ALL_TESTS();

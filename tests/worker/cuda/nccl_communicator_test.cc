@@ -90,8 +90,8 @@ TEST_P(NcclCommunicatorTest, SumsAndGathers) {
       comm.AllGather(send.data(), count, all.data(), stream);
       comm.Barrier(stream);
       RETURN_IF_ERROR(stream.Synchronize());
-      const auto factor = static_cast<float>(ranks * (ranks + 1) / 2);
-      const auto offset = static_cast<float>(ranks * (ranks - 1) / 2);
+      const auto factor = 0.5f * static_cast<float>(ranks * (ranks + 1));
+      const auto offset = 0.5f * static_cast<float>(ranks * (ranks - 1));
       const auto summed = ToHost<float>(sum);
       const auto summed16 = ToHost<uint16_t>(sum16);
       const auto gathered = ToHost<uint8_t>(all);

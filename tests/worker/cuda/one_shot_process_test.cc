@@ -8,6 +8,7 @@
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "tests/support/cuda/self_spawn.h"
+#include "tests/support/environment.h"
 #include "worker/cuda/cuda_memory.h"
 #include "worker/cuda/cuda_stream.h"
 #include "worker/cuda/nccl_communicator.h"
@@ -40,7 +41,7 @@ absl::StatusOr<bool> SumsRight(NcclCommunicator& comm, CudaStream& stream, int64
   if (cudaMemcpy(values.data(), data.data(), bytes, cudaMemcpyDeviceToHost) != cudaSuccess) {
     return absl::InternalError("copy");
   }
-  const auto factor = static_cast<float>(comm.size() * (comm.size() + 1) / 2);
+  const auto factor = 0.5f * static_cast<float>(comm.size() * (comm.size() + 1));
   for (int64_t i = 0; i < count; ++i) {
     if (values[i] != number(factor * static_cast<float>(i % 5))) return false;
   }
@@ -122,10 +123,11 @@ TEST(OneShotProcess, TooManyRanksFallBackToNccl) {
 }  // namespace lapidary
 
 int main(int argc, char** argv) {
-  if (const char* role = getenv("LAPIDARY_ROLE")) {
-    const auto done = lapidary::RankMain(role, std::atoi(getenv("LAPIDARY_RANK")),
-                                         std::atoi(getenv("LAPIDARY_SIZE")),
-                                         lapidary::FromHex(getenv("LAPIDARY_ID")));
+  if (const std::string role = lapidary::Environment("LAPIDARY_ROLE"); !role.empty()) {
+    const auto done =
+        lapidary::RankMain(role, std::atoi(lapidary::Environment("LAPIDARY_RANK").c_str()),
+                           std::atoi(lapidary::Environment("LAPIDARY_SIZE").c_str()),
+                           lapidary::FromHex(lapidary::Environment("LAPIDARY_ID")));
     if (!done.ok()) std::fprintf(stderr, "%s\n", done.status().ToString().c_str());
     return done.ok() ? *done : 99;
   }
