@@ -35,7 +35,7 @@ void MappedRanges::GiveBack(const uint8_t* data, int64_t bytes) const {
   if (begin >= end) return;
   for (const Span& span : files_) {
     if (span.begin <= begin && end <= span.end) {
-      madvise(reinterpret_cast<void*>(begin), end - begin, MADV_DONTNEED);
+      madvise(const_cast<uint8_t*>(data) + (begin - address), end - begin, MADV_DONTNEED);
       return;
     }
   }

@@ -51,7 +51,7 @@ float Logprob(float logit, double log_sum) {
 class SampleStep {
  public:
   SampleStep(ThreadTeam& team, Communicator& comm, int64_t vocab, const LogitsView& logits,
-             std::vector<SampleRow> rows, std::vector<SampledRow>* out);
+             const std::vector<SampleRow>& rows, std::vector<SampledRow>* out);
 
   void SelectLocal();
   void MergeCandidates();
@@ -102,7 +102,7 @@ class SampleStep {
 };
 
 SampleStep::SampleStep(ThreadTeam& team, Communicator& comm, int64_t vocab,
-                       const LogitsView& logits, std::vector<SampleRow> rows,
+                       const LogitsView& logits, const std::vector<SampleRow>& rows,
                        std::vector<SampledRow>* out)
     : team_(team),
       rank_(comm.rank().value),
@@ -111,7 +111,7 @@ SampleStep::SampleStep(ThreadTeam& team, Communicator& comm, int64_t vocab,
       columns_(std::max<int64_t>(0, std::min(logits.vocab.end, vocab) - logits.vocab.begin)),
       out_(out),
       threshold_rows_(std::make_shared<std::vector<ThresholdRow>>()) {
-  for (SampleRow& ask : rows) {
+  for (const SampleRow& ask : rows) {
     RowWork row;
     row.ask = ask;
     const bool raw = ask.wants_logprob || ask.top_logprobs > 0 || ask.scored_token >= 0;
@@ -307,8 +307,7 @@ class ShardedSampler final : public Sampler {
 
   void Sample(const LogitsView& logits, std::vector<SampleRow> rows, Stream& stream,
               std::vector<SampledRow>* out) override {
-    const auto step =
-        std::make_shared<SampleStep>(team_, comm_, vocab_, logits, std::move(rows), out);
+    const auto step = std::make_shared<SampleStep>(team_, comm_, vocab_, logits, rows, out);
     const auto run = [&](auto piece) {
       stream.Enqueue([step, piece] {
         piece(*step);

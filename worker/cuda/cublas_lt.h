@@ -35,7 +35,7 @@ class CublasLt {
     int64_t w_stride = 0, x_stride = 0, y_stride = 0;  // elements
     GpuNumber number = GpuNumber::kBf16;
     bool fp32_out = false;
-    auto operator<=>(const Shape&) const = default;
+    auto operator<=>(const Shape&) const = default;  // NOLINT(modernize-use-nullptr)
   };
   static Shape ShapeOf(const GpuMatrix& w, const ProductInput& in, int64_t rows,
                        const ProductOutput& out);
