@@ -42,7 +42,8 @@ class CudaBatchTest : public testing::Test {
     stream_ = *CudaStream::Create();
   }
   // Tokens [start, start + len) of a sequence with these pages.
-  void Add(int start, int len, std::vector<int> sliding, std::vector<int> global, bool last_only) {
+  void Add(int start, int len, const std::vector<int>& sliding, const std::vector<int>& global,
+           bool last_only) {
     if (host_.seq_begin.empty()) host_.seq_begin.push_back(0);
     for (int i = 0; i < len; ++i) {
       if (!last_only || i + 1 == len) {
