@@ -33,6 +33,7 @@ inline std::vector<Chip> ChipsToTest() {
             {.compute_capability = 90, .processors = 4, .shared_bytes = 227 << 10},
             {.compute_capability = 120, .processors = 4, .shared_bytes = 99 << 10}};
   }
+  EXPECT_GT(Devices(), 0);
   return {ThisChip()};
 }
 

@@ -4,21 +4,16 @@
 #include <gtest/gtest.h>
 #include <nccl.h>
 #include <signal.h>
-#include <spawn.h>
-#include <sys/wait.h>
 #include <unistd.h>
 
 #include <chrono>
-#include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <string>
 #include <thread>
 #include <vector>
 
-#include "tests/support/environment.h"
-
-extern char** environ;
+#include "tests/support/cuda/self_spawn.h"
 
 namespace lapidary {
 namespace {
@@ -29,22 +24,10 @@ using std::chrono::steady_clock;
 #define OR_EXIT(condition, code) \
   if (!(condition)) _exit(code)
 
-std::string ToHex(const ncclUniqueId& id) {
-  std::string hex;
-  char two[3];
-  for (char c : id.internal) {
-    snprintf(two, sizeof two, "%02x", static_cast<unsigned char>(c));
-    hex += two;
-  }
-  return hex;
-}
-ncclUniqueId FromHex(const char* hex) {
+ncclUniqueId IdOf(const std::string& bytes) {
   ncclUniqueId id;
-  for (size_t i = 0; i < sizeof id.internal; ++i) {
-    unsigned byte = 0;
-    OR_EXIT(sscanf(hex + 2 * i, "%2x", &byte) == 1, 90);
-    id.internal[i] = static_cast<char>(byte);
-  }
+  OR_EXIT(bytes.size() == sizeof id.internal, 90);
+  memcpy(id.internal, bytes.data(), bytes.size());
   return id;
 }
 
@@ -96,24 +79,14 @@ class NcclProcessTest : public testing::Test {
     ncclUniqueId id;
     ASSERT_EQ(ncclGetUniqueId(&id), ncclSuccess);
     name_ = id.internal + 1;
-    setenv("LAPIDARY_ROLE", role, 1);
-    setenv("LAPIDARY_ID", ToHex(id).c_str(), 1);
-    setenv("LAPIDARY_RANKS", std::to_string(ranks).c_str(), 1);
     for (int r = 0; r < ranks; ++r) {
-      setenv("LAPIDARY_RANK", std::to_string(r).c_str(), 1);
-      char self[] = "/proc/self/exe";
-      char* arguments[] = {self, nullptr};
-      pid_t pid = 0;
-      ASSERT_EQ(posix_spawn(&pid, self, nullptr, nullptr, arguments, environ), 0);
-      pids_.push_back(pid);
+      pids_.push_back(SpawnSelf({{"LAPIDARY_ROLE", role},
+                                 {"LAPIDARY_ID", ToHex({id.internal, sizeof id.internal})},
+                                 {"LAPIDARY_RANKS", std::to_string(ranks)},
+                                 {"LAPIDARY_RANK", std::to_string(r)}}));
     }
-    unsetenv("LAPIDARY_ROLE");
   }
-  int ExitCode(size_t rank) {
-    int status = 0;
-    EXPECT_EQ(waitpid(pids_[rank], &status, 0), pids_[rank]);
-    return WIFEXITED(status) ? WEXITSTATUS(status) : -WTERMSIG(status);
-  }
+  int ExitCode(size_t rank) { return lapidary::ExitCode(pids_[rank]); }
   bool NameIsLeft() const { return access(("/dev/shm/" + name_).c_str(), F_OK) == 0; }
 
   std::vector<pid_t> pids_;
@@ -150,9 +123,10 @@ TEST_F(NcclProcessTest, ARankThatNeverJoinsIsWaitedFor) {
 
 int main(int argc, char** argv) {
   if (const std::string role = lapidary::Environment("LAPIDARY_ROLE"); !role.empty()) {
-    return lapidary::RankMain(role.c_str(), atoi(lapidary::Environment("LAPIDARY_RANK").c_str()),
-                              atoi(lapidary::Environment("LAPIDARY_RANKS").c_str()),
-                              lapidary::FromHex(lapidary::Environment("LAPIDARY_ID").c_str()));
+    return lapidary::RankMain(
+        role.c_str(), atoi(lapidary::Environment("LAPIDARY_RANK").c_str()),
+        atoi(lapidary::Environment("LAPIDARY_RANKS").c_str()),
+        lapidary::IdOf(lapidary::FromHex(lapidary::Environment("LAPIDARY_ID"))));
   }
   testing::InitGoogleTest(&argc, argv);
   return RUN_ALL_TESTS();

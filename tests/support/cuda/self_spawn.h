@@ -16,6 +16,12 @@ extern char** environ;
 
 namespace lapidary {
 
+// A variable of the environment; empty if it is not set.
+inline std::string Environment(const char* name) {
+  const char* value = std::getenv(name);
+  return value == nullptr ? "" : value;
+}
+
 inline pid_t SpawnSelf(const std::map<std::string, std::string>& variables) {
   for (const auto& [name, value] : variables) setenv(name.c_str(), value.c_str(), 1);
   char self[] = "/proc/self/exe";

@@ -8,7 +8,6 @@
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "tests/support/cuda/self_spawn.h"
-#include "tests/support/environment.h"
 #include "worker/cuda/cuda_memory.h"
 #include "worker/cuda/cuda_stream.h"
 #include "worker/cuda/nccl_communicator.h"
