@@ -62,6 +62,7 @@ void KvManager::FreeBehindWindow(SequencePages& pages, int32_t next_query) {
 }
 
 void KvManager::FreeAll(SequencePages& pages) {
+  SetIdle(pages, false);
   for (int f = 0; f < kKvFamilies; ++f) {
     for (size_t i = pages.first_live[f]; i < pages.table[f].size(); ++i) {
       Release(f, pages.table[f][i], /*passed_over=*/false);
@@ -69,6 +70,14 @@ void KvManager::FreeAll(SequencePages& pages) {
   }
   if (cache_) cache_->Touch(pages.published);
   pages = SequencePages();
+}
+
+void KvManager::SetIdle(SequencePages& pages, bool idle) {
+  if (pages.idle == idle) return;
+  pages.idle = idle;
+  for (const PageId page : pages.table[kGlobal]) {
+    idle ? pools_[kGlobal].MakeIdle(page) : pools_[kGlobal].MakeActive(page);
+  }
 }
 
 void KvManager::Release(int family, PageId page, bool passed_over) {
@@ -81,9 +90,11 @@ void KvManager::Release(int family, PageId page, bool passed_over) {
 
 int32_t KvManager::SharedGlobalPages(const SequencePages& pages) const {
   const std::vector<PageId>& table = pages.table[kGlobal];
+  const int32_t own = pages.idle ? 0 : 1;
   // Who reads a block reads those before it: the shared pages come first.
-  const auto end = std::partition_point(
-      table.begin(), table.end(), [&](PageId page) { return pools_[kGlobal].readers(page) > 1; });
+  const auto end = std::partition_point(table.begin(), table.end(), [&](PageId page) {
+    return pools_[kGlobal].active_readers(page) > own;
+  });
   return static_cast<int32_t>(end - table.begin());
 }
 

@@ -26,6 +26,7 @@ struct SequencePages {
   // Entries before it are stale (sliding: behind the window). Always 0 for global.
   std::array<int32_t, kKvFamilies> first_live = {0, 0};
   PrefixPosition published;  // how far the prefix cache knows the sequence
+  bool idle = false;         // nobody runs it, and its pages can be had: SetIdle
 
   int32_t live(KvFamily family) const {
     const int f = static_cast<int>(family);
@@ -56,6 +57,9 @@ class KvManager {
   void FreeBehindWindow(SequencePages& pages, int32_t next_query);
   // Leaves all pages. No submitted step may still read them.
   void FreeAll(SequencePages& pages);
+  // A sequence that is set aside keeps its pages until somebody lacks some, so that what only such
+  // sequences share is not counted as shared.
+  void SetIdle(SequencePages& pages, bool idle);
 
   // The prefix cache; without one these do nothing. Tokens are the sequence's from position 0, and
   // `key` names those that it shares with.
@@ -74,8 +78,8 @@ class KvManager {
   const PagePool& pool(KvFamily family) const { return pools_[static_cast<int>(family)]; }
   // Pages that a sequence can get: free or cached.
   int32_t available(KvFamily family) const { return pool(family).available(); }
-  // How many global pages at a sequence's beginning others read too. Exact but where two computed
-  // the same block and only one copy is shared: then perhaps a few too many.
+  // How many global pages at a sequence's beginning active others read too. Exact but where two
+  // computed the same block and only one copy is shared: then perhaps a few too many.
   int32_t SharedGlobalPages(const SequencePages& pages) const;
   int64_t evicted_pages() const { return cache_ ? cache_->evicted_pages() : 0; }
   bool has_prefix_cache() const { return cache_.has_value(); }

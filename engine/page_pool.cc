@@ -34,19 +34,34 @@ void PagePool::AddReader(PageId id) {
   Page& page = At(id);
   LAPIDARY_CHECK(page.list != &free_);
   if (++page.readers == 1) MoveToFront(page, used_);
-  if (page.readers == 2) ++shared_;
+  if (page.active() == 2) ++shared_;
 }
 
 void PagePool::Release(PageId id, Evict evict) {
   Page& page = At(id);
-  LAPIDARY_CHECK(page.readers > 0);
-  if (--page.readers == 1) --shared_;
+  LAPIDARY_CHECK(page.active() > 0);
+  --page.readers;
+  if (page.active() == 1) --shared_;
   if (page.readers > 0) return;
   if (!page.named) {
     MoveToFront(page, free_);
   } else {
     MoveToBack(page, evict == Evict::kSooner ? sooner_ : later_);
   }
+}
+
+void PagePool::MakeIdle(PageId id) {
+  Page& page = At(id);
+  LAPIDARY_CHECK(page.active() > 0);
+  ++page.idle;
+  if (page.active() == 1) --shared_;
+}
+
+void PagePool::MakeActive(PageId id) {
+  Page& page = At(id);
+  LAPIDARY_CHECK(page.idle > 0);
+  --page.idle;
+  if (page.active() == 2) ++shared_;
 }
 
 void PagePool::Name(PageId id) {

@@ -47,27 +47,34 @@ class PagePool {
   int32_t used() const { return static_cast<int32_t>(used_.size()); }
   int32_t cached() const { return static_cast<int32_t>(sooner_.size() + later_.size()); }
   int32_t available() const { return free() + cached(); }  // to a sequence that needs pages
-  int32_t shared() const { return shared_; }               // with more than one reader
+  int32_t shared() const { return shared_; }               // with two active readers or more
 
   PageId Allocate();            // one must be free; it gets its first reader
   void AddReader(PageId page);  // used or cached
   // Takes one reader away. After the last one the page is cached when it is named, else free.
   void Release(PageId page, Evict evict = Evict::kLater);
+  // An active reader becomes an idle one, who would leave if asked; and active again.
+  void MakeIdle(PageId page);
+  void MakeActive(PageId page);
   void Name(PageId page);      // used, and no block names it yet
   void Unname(PageId page);    // is free then, unless somebody reads it
   void Touch(PageId page);     // of a cached page: as if released now. Of others: nothing
   PageId NextToEvict() const;  // one must be cached
 
   int32_t readers(PageId page) const { return At(page).readers; }
+  int32_t active_readers(PageId page) const { return At(page).active(); }
   bool named(PageId page) const { return At(page).named; }
 
  private:
   using List = std::list<int32_t>;
   struct Page {
     int32_t readers = 0;
+    int32_t idle = 0;  // of them
     bool named = false;
     List* list = nullptr;  // the one it is in
     List::iterator node;
+
+    int32_t active() const { return readers - idle; }
   };
   const Page& At(PageId page) const;
   Page& At(PageId page) { return const_cast<Page&>(std::as_const(*this).At(page)); }

@@ -184,6 +184,7 @@ void TokenBudgetScheduler::Leave(RequestState& request) {
     FreePages(request);
     ++totals_.preemptions;
   } else if (request.holds_pages()) {
+    kv_.SetIdle(request.pages, true);
     holders_[request.rank] = &request;
   }
   paused ? Park(request) : Enqueue(request);

@@ -249,6 +249,7 @@ void TokenBudgetScheduler::StartRunning(RequestState& request) {
   request.admitted = true;
   request.phase = RequestPhase::kRunning;
   holders_.erase(request.rank);
+  kv_.SetIdle(request.pages, false);
   running_[request.rank] = &request;
   ++running_of_[static_cast<int>(request.priority)];
 }
@@ -296,7 +297,8 @@ LookAhead TokenBudgetScheduler::Foresee(Leaving leaving, Priority last) const {
     }
     ahead.AddFixed(kGlobal, -kv_.SharedGlobalPages(request.pages));
   };
-  // Once, and until the last of their readers ends: nobody knows here who that is.
+  // Once, and until the last of their readers ends: nobody knows here who that is. What only idle
+  // requests read is not among them: they leave it to whoever lacks pages.
   ahead.AddFixed(kGlobal, kv_.pool(KvFamily::kGlobal).shared());
   for (const RequestState* request : retiring_) hold(*request);
   for (const auto& entry : running_) {

@@ -101,5 +101,31 @@ TEST(KvManager, AnAbsentFamilyCostsNothing) {
   EXPECT_EQ(only_sliding.PagesAtLength(100), (std::array<int32_t, 2>{2, 0}));
 }
 
+// a and b begin with the same three pages. What they share depends on who of them is active.
+TEST(KvManager, OnlyActiveSequencesShare) {
+  KvManager kv({0, 10}, 0, /*prefix_cache=*/true);
+  const std::vector<TokenId> tokens(60, 7);
+  SequencePages a, b;
+  kv.Extend(a, 60);
+  kv.Publish(a, "", tokens, 60);
+  EXPECT_EQ(kv.Attach(b, "", tokens, 59), 48);
+  const auto shared = [&] {
+    return std::array<int32_t, 3>{kv.SharedGlobalPages(a), kv.SharedGlobalPages(b),
+                                  kv.pool(KvFamily::kGlobal).shared()};
+  };
+  EXPECT_EQ(shared(), (std::array{3, 3, 3}));
+  kv.SetIdle(b, true);  // b's pages are all a's, a's are a's own
+  EXPECT_EQ(shared(), (std::array{0, 3, 0}));
+  kv.SetIdle(a, true);
+  EXPECT_EQ(shared(), (std::array{0, 0, 0}));
+  kv.SetIdle(b, false);
+  EXPECT_EQ(shared(), (std::array{3, 0, 0}));
+  kv.FreeAll(a);
+  EXPECT_FALSE(a.idle);
+  EXPECT_EQ(shared(), (std::array{0, 0, 0}));
+  kv.FreeAll(b);
+  EXPECT_EQ(kv.pool(KvFamily::kGlobal).used(), 0);
+}
+
 }  // namespace
 }  // namespace lapidary

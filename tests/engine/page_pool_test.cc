@@ -36,6 +36,26 @@ TEST(PagePool, AnUnnamedPageIsFreeAfterItsLastReader) {
   EXPECT_EQ(pool.free(), 1);
 }
 
+TEST(PagePool, AnIdleReaderKeepsAPageAndSharesItWithNobody) {
+  PagePool pool(1);
+  const PageId page = pool.Allocate();
+  pool.AddReader(page);
+  pool.MakeIdle(page);
+  EXPECT_EQ(pool.readers(page), 2);
+  EXPECT_EQ(pool.active_readers(page), 1);
+  EXPECT_EQ(pool.shared(), 0);
+  pool.AddReader(page);
+  EXPECT_EQ(pool.shared(), 1);
+  pool.MakeActive(page);
+  EXPECT_EQ(pool.shared(), 1);
+  pool.Release(page);
+  EXPECT_EQ(pool.shared(), 1);
+  pool.MakeIdle(page);
+  pool.Release(page);  // the active one
+  EXPECT_EQ(pool.shared(), 0);
+  EXPECT_EQ(pool.used(), 1);
+}
+
 TEST(PagePool, ANamedPageIsCachedAfterItsLastReaderAndCanBeReadAgain) {
   PagePool pool(2);
   const PageId page = pool.Allocate();
@@ -82,6 +102,7 @@ TEST(PagePool, TouchingWhatIsNotCachedDoesNothing) {
 TEST(PagePoolDeathTest, ADoubleReleaseIsABug) {
   PagePool pool(2);
   const PageId page = pool.Allocate();
+  EXPECT_DEATH(pool.MakeActive(page), "broken invariant");
   pool.Release(page);
   EXPECT_DEATH(pool.Release(page), "broken invariant");
   EXPECT_DEATH(pool.Release(PageId{2}), "broken invariant");

@@ -161,8 +161,8 @@ class Trace {
     config_.prefix_cache = true;
     config_.window = Pick(5) == 0 ? 0 : 1 + Pick(60);
     config_.pages[0] = config_.window == 0 ? 0 : PagesSpanned(config_.window) + Pick(20);
-    config_.pages[1] = config_.window > 0 && Pick(6) == 0 ? 0 : 14 + Pick(20);
-    config_.max_context = 200;
+    config_.pages[1] = config_.window > 0 && Pick(6) == 0 ? 0 : 8 + Pick(24);
+    config_.max_context = 600;
     config_.max_running = 1 + Pick(6);
     config_.max_step_tokens = 1 + Pick(90);
     config_.max_in_flight = 1 + Pick(2);
@@ -173,13 +173,43 @@ class Trace {
   void Run() {
     for (int i = 0; i < 300 && !testing::Test::HasFatalFailure(); ++i) {
       const int what = Pick(10);
+      if (Pick(30) == 0) PauseAll();
       if (what < 2) Submit();
-      if (what == 2 && next_id_ > 1 && Pick(2) == 0) Cancel();
       if (what == 3 && next_id_ > 1) PauseOrResume();
+      if (what == 2 && next_id_ > 1 && Pick(2) == 0) Cancel();
       if (what > 3 && what < 7) Plan();
       if (what >= 7) Complete();
       CheckStats();
     }
+    Finish();
+  }
+
+  // Everybody stops reading, and keeps pages. Whoever comes then is served none the less.
+  void RunAfterAPause() {
+    for (int i = 0; i < 60 && !testing::Test::HasFatalFailure(); ++i) {
+      if (Pick(4) == 0) Submit();
+      Plan();
+      Complete();
+    }
+    PauseAll();
+    while (device_->in_flight() > 0) Complete();
+    held = scheduler_->stats().pages_used[1];
+    SubmitForWholePool();
+    for (int i = 0; scheduler_->has_work() && !testing::Test::HasFatalFailure(); ++i) {
+      Plan();
+      Complete();
+      ASSERT_LT(i, 1000) << "no end in sight";
+    }
+    Finish();
+  }
+
+  EngineStats stats;
+  int hits = 0;
+  int held = 0;  // global pages, when all had stopped reading
+
+ private:
+  // Everybody reads, nobody comes: all end, with what they should have.
+  void Finish() {
     for (const RequestId id : paused_) scheduler_->Resume(id);
     for (int i = 0; !scheduler_->idle() && !testing::Test::HasFatalFailure(); ++i) {
       Plan();
@@ -199,20 +229,13 @@ class Trace {
     hits = device_->hits;
   }
 
-  EngineStats stats;
-  int hits = 0;
-
- private:
   int32_t Pick(int32_t below) { return static_cast<int32_t>(random_() % below); }
 
   // A new prompt, or one that goes on from what another was answered.
   void Submit() {
     Client client;
-    EngineRequest request;
-    NewSequence& sequence = request.sequence;
-    sequence.id = RequestId{next_id_++};
-    if (next_id_ > 2 && Pick(3) > 0) {
-      const auto other = clients_.find(RequestId{1 + random_() % (next_id_ - 2)});
+    if (next_id_ > 1 && Pick(3) > 0) {
+      const auto other = clients_.find(RequestId{1 + random_() % (next_id_ - 1)});
       if (other != clients_.end()) {
         client.tokens = other->second.tokens;
         client.tokens.resize(1 + Pick(static_cast<int32_t>(client.tokens.size())));
@@ -223,11 +246,29 @@ class Trace {
     if (client.tokens.size() > 150) client.tokens.resize(150);
     client.prompt_len = static_cast<int32_t>(client.tokens.size());
     client.scores = Pick(6) == 0;
-    const int32_t max_tokens = Pick(10) == 0 ? 0 : 1 + Pick(40);
-    client.end_len = std::min(client.prompt_len + max_tokens, config_.max_context);
+    client.end_len = client.prompt_len + (Pick(10) == 0 ? 0 : 1 + Pick(40));
+    Submit(client);
+  }
+
+  // A prompt like no other, and as many tokens as fit.
+  void SubmitForWholePool() {
+    Client client;
+    client.tokens.assign(1 + Pick(40), 7);
+    client.prompt_len = static_cast<int32_t>(client.tokens.size());
+    client.end_len = config_.max_context;
+    if (config_.pages[1] > 0) {
+      client.end_len = std::min(client.end_len, config_.pages[1] * kPageTokens + 1);
+    }
+    Submit(client);
+  }
+
+  void Submit(const Client& client) {
+    EngineRequest request;
+    NewSequence& sequence = request.sequence;
+    sequence.id = RequestId{next_id_++};
     sequence.tokens = client.tokens;
     sequence.prompt_len = client.prompt_len;
-    sequence.sampling.max_tokens = max_tokens;
+    sequence.sampling.max_tokens = client.end_len - client.prompt_len;
     if (client.scores) sequence.sampling.prompt_logprobs = 0;
     request.cache_key = Pick(5) == 0 ? "b" : "a";
     request.priority = Pick(3) == 0 ? Priority::kBatch : Priority::kInteractive;
@@ -250,6 +291,12 @@ class Trace {
     } else {
       paused_.insert(id);
       scheduler_->Pause(id);
+    }
+  }
+
+  void PauseAll() {
+    for (const auto& [id, client] : clients_) {
+      if (client.finish == FinishReason::kNone && paused_.insert(id).second) scheduler_->Pause(id);
     }
   }
 
@@ -315,6 +362,18 @@ TEST(PrefixSchedule, EveryRequestReadsWhatItWouldHaveComputedAlone) {
   EXPECT_GT(hits, 400);  // the traces reach the interesting part
   EXPECT_GT(preemptions, 40u);
   EXPECT_GT(evicted, 400u);
+}
+
+TEST(PrefixSchedule, WhatPausedRequestsShareKeepsNobodyWaiting) {
+  int held = 0;
+  for (uint32_t seed = 1; seed <= 200; ++seed) {
+    SCOPED_TRACE(testing::Message() << "seed " << seed);
+    Trace trace(seed);
+    trace.RunAfterAPause();
+    if (HasFatalFailure() || HasNonfatalFailure()) return;
+    held += trace.held;
+  }
+  EXPECT_GT(held, 1000);
 }
 
 }  // namespace
