@@ -5,6 +5,7 @@
 #include <ucontext.h>
 #include <unistd.h>
 
+#include <atomic>
 #include <cstdio>
 #include <cstring>
 
@@ -19,6 +20,7 @@
 namespace lapidary::simt {
 namespace {
 
+std::atomic<bool (*)(const void*)> mend_fault = nullptr;
 void (*describe_address)(const void*, char*, size_t) = nullptr;
 struct sigaction previous_segv, previous_bus;
 
@@ -34,6 +36,8 @@ thread_local bool faulted = false;
 }
 
 void OnFault(int signal, siginfo_t* info, void* context) {
+  bool (*const mend)(const void*) = mend_fault;
+  if (signal == SIGSEGV && mend && mend(info->si_addr)) return;
   if (current_thread) {
     // To the top of the thread's own stack, which it will not need again.
     fault_address = info->si_addr;
@@ -103,6 +107,8 @@ bool TakeFault() {
   faulted = false;
   return taken;
 }
+
+void MendFaultsWith(bool (*mend)(const void*)) { mend_fault = mend; }
 
 void DescribeFaultsWith(void (*describe)(const void*, char*, size_t)) {
   describe_address = describe;

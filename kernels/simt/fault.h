@@ -11,6 +11,10 @@ void CatchFaults();
 // Whether a mistake of this OS thread since the last call was a fault.
 bool TakeFault();
 
+// Makes an address accessible, after which the access is tried again; or says that it may not be.
+// Called from a signal handler.
+void MendFaultsWith(bool (*mend)(const void* p));
+
 // Says what an address is: " (16 bytes behind ...)" or "". Called from a signal handler.
 void DescribeFaultsWith(void (*describe)(const void* p, char* text, size_t size));
 

@@ -232,6 +232,7 @@ cudaError_t ShareDevice(void* p, SharedMemory* shared) {
   if (a.file < 0) {
     // The same bytes at the same place, from now on in a file.
     DeviceAccess access;
+    *static_cast<volatile unsigned char*>(p);  // which the kernel's own access would not open
     const int file = memfd_create("lapidary_device_memory", MFD_CLOEXEC);
     if (file < 0 || ftruncate(file, static_cast<off_t>(page_bytes)) != 0 ||
         pwrite(file, p, a.bytes, static_cast<off_t>(offset)) != static_cast<ssize_t>(a.bytes) ||

@@ -2,11 +2,14 @@
 
 #include <sys/mman.h>
 
+#include <cerrno>
 #include <cstdio>
 #include <cstdlib>
 #include <map>
 #include <mutex>
+#include <vector>
 
+#include "kernels/simt/fault.h"
 #include "tests/support/cuda/cudart_config.h"
 #include "tests/support/cuda/cudart_memory.h"
 
@@ -37,18 +40,42 @@ const Means& Chosen() {
 // Scopes open on this thread, by keys.
 thread_local int depth = 0;
 
-// By pages: all of them at once.
+// By pages. A scope opens an allocation when it is first touched (which faults), and the last to
+// end closes those: to open and close all memory at each launch took most of the emulation's time.
+struct Range {
+  size_t bytes = 0;
+  bool open = false;
+};
 struct Pages {
   std::mutex mu;
-  std::map<void*, size_t> all;
-  int open = 0;
+  std::map<unsigned char*, Range> all;
+  std::vector<unsigned char*> open;  // those of `all` that are
+  int scopes = 0;
 };
 Pages& AllPages() {
   static Pages* pages = new Pages;
   return *pages;
 }
-void SetPages(int protection) {
-  for (const auto& [pages, bytes] : AllPages().all) mprotect(pages, bytes, protection);
+
+// Opens what was touched; false when it may not be. From the handler of a fault: its thread is at
+// an access to device memory, where nobody holds the mutex.
+bool OpenTouched(const void* address) {
+  const int error = errno;
+  auto* const p = static_cast<unsigned char*>(const_cast<void*>(address));
+  Pages& pages = AllPages();
+  std::lock_guard lock(pages.mu);
+  auto it = pages.all.upper_bound(p);
+  if (pages.scopes == 0 || it == pages.all.begin()) return false;
+  --it;
+  Range& range = it->second;
+  if (p >= it->first + range.bytes) return false;
+  if (!range.open) {  // else another thread was faster
+    if (mprotect(it->first, range.bytes, PROT_READ | PROT_WRITE) != 0) return false;
+    range.open = true;
+    pages.open.push_back(it->first);
+  }
+  errno = error;
+  return true;
 }
 
 void Open() {
@@ -57,7 +84,7 @@ void Open() {
     if (depth++ == 0) pkey_set(means.key, 0);
   } else if (means.protection == Protection::kPages) {
     std::lock_guard lock(AllPages().mu);
-    if (AllPages().open++ == 0) SetPages(PROT_READ | PROT_WRITE);
+    ++AllPages().scopes;
   }
 }
 
@@ -66,8 +93,15 @@ void Close() {
   if (means.protection == Protection::kKeys) {
     if (--depth == 0) pkey_set(means.key, PKEY_DISABLE_ACCESS);
   } else if (means.protection == Protection::kPages) {
-    std::lock_guard lock(AllPages().mu);
-    if (--AllPages().open == 0) SetPages(PROT_NONE);
+    Pages& pages = AllPages();
+    std::lock_guard lock(pages.mu);
+    if (--pages.scopes > 0) return;
+    for (unsigned char* const p : pages.open) {
+      Range& range = pages.all.at(p);
+      mprotect(p, range.bytes, PROT_NONE);
+      range.open = false;
+    }
+    pages.open.clear();
   }
 }
 
@@ -81,16 +115,18 @@ void ProtectPages(void* pages, size_t bytes) {
       abort();
     }
   } else if (means.protection == Protection::kPages) {
+    simt::MendFaultsWith(&OpenTouched);
     std::lock_guard lock(AllPages().mu);
-    AllPages().all[pages] = bytes;
-    if (AllPages().open == 0) mprotect(pages, bytes, PROT_NONE);
+    AllPages().all[static_cast<unsigned char*>(pages)] = {.bytes = bytes};
+    mprotect(pages, bytes, PROT_NONE);
   }
 }
 
 void UnprotectPages(void* pages, size_t) {
   if (Chosen().protection != Protection::kPages) return;
   std::lock_guard lock(AllPages().mu);
-  AllPages().all.erase(pages);
+  AllPages().all.erase(static_cast<unsigned char*>(pages));
+  std::erase(AllPages().open, pages);
 }
 
 bool ProtectsThreads() { return Chosen().protection == Protection::kKeys; }
