@@ -109,7 +109,8 @@ void AddEngine(CLI::App* app, EngineFlags& f, bool model_required) {
                   "Steps planned before the first is done; 0: the worker's default")
       ->check(CLI::Range(0, 2));
   app->add_option("--step-time-target", f.step_time_target_ms,
-                  "Milliseconds: prompts are cut so that steps stay below; 0: by tokens alone")
+                  "Milliseconds: prompts are cut so that steps stay below, or to a quarter of "
+                  "each; 0: by tokens alone")
       ->check(CLI::Range(0.0, 1e6));
   AddTenantWeights(app, f.tenant_weights);
 }

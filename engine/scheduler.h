@@ -30,7 +30,8 @@ struct SchedulerConfig {
   int64_t max_queued_tokens = 0;                    // of those that wait; 0: not limited
   int32_t max_in_flight = 1;                        // steps submitted and not completed, 1 or 2
   // Prompt chunks are cut so that a step is expected to stay under it, by the measured cost of
-  // earlier steps. Never below one page of prompt. 0: by the token budget alone.
+  // earlier steps. Never below one page of prompt, nor a quarter of the step's time. 0: by the
+  // token budget alone.
   double step_seconds_target = 0;
   // Shares of tenants that wait, by name; 1 for those not named.
   std::map<std::string, double> tenant_weights;

@@ -11,6 +11,8 @@ namespace lapidary {
 
 namespace {
 constexpr int kGlobal = static_cast<int>(KvFamily::kGlobal);
+// Of a step's time, what prompts may always take beside decode rows.
+constexpr double kPromptShare = 0.25;
 }  // namespace
 
 std::optional<StepPlan> TokenBudgetScheduler::Plan(double now) {
@@ -69,11 +71,15 @@ void TokenBudgetScheduler::PlanRunning(Draft& draft) {
 }
 
 // Of what is left of the budget, as much as the time target allows beside the decode rows; at least
-// a page, so that prompts progress whatever the target.
+// a page, so that prompts progress whatever the target. Where the rows alone take most of the
+// target prompts get their share of a longer step: without it requests would come in only as others
+// end, and the steps would be slow and half empty.
 int32_t TokenBudgetScheduler::PromptBudget(const Draft& draft) const {
   if (config_.step_seconds_target <= 0) return draft.budget_left;
-  const int32_t in_time =
-      cost_.PromptTokensWithin(config_.step_seconds_target, draft.step.decode_rows);
+  const int32_t rows = draft.step.decode_rows;
+  const double seconds =
+      std::max(config_.step_seconds_target, cost_.Predict(rows, 0) / (1 - kPromptShare));
+  const int32_t in_time = cost_.PromptTokensWithin(seconds, rows);
   return std::min(draft.budget_left, std::max(in_time, kPageTokens));
 }
 
