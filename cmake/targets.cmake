@@ -34,8 +34,9 @@ endfunction()
 # Of lapidary_test, whose ARG_* it sees; the rest of its arguments is the environment.
 function(lapidary_add_test test)
   add_test(NAME ${test} COMMAND ${ARG_NAME} WORKING_DIRECTORY ${CMAKE_SOURCE_DIR})
-  set_tests_properties(${test} PROPERTIES TIMEOUT ${ARG_TIMEOUT} LABELS "${ARG_LABELS}"
-                                          ENVIRONMENT "${ARGN}")
+  # The longest first, so that none of them is left running alone.
+  set_tests_properties(${test} PROPERTIES TIMEOUT ${ARG_TIMEOUT} COST ${ARG_TIMEOUT}
+                                          LABELS "${ARG_LABELS}" ENVIRONMENT "${ARGN}")
 endfunction()
 
 function(lapidary_test)
@@ -45,6 +46,8 @@ function(lapidary_test)
   endif()
   add_executable(${ARG_NAME} ${ARG_SRCS})
   target_link_libraries(${ARG_NAME} PRIVATE ${ARG_DEPS} GTest::gmock GTest::gtest_main)
+  # A test's own code runs once or twice: a quarter of its compile time is worth more.
+  target_compile_options(${ARG_NAME} PRIVATE $<$<CONFIG:Release>:-O1>)
   if(LAPIDARY_SANITIZE STREQUAL "thread")
     target_link_libraries(${ARG_NAME} PRIVATE lapidary_tsan_shims)
   endif()
