@@ -291,7 +291,9 @@ TEST_P(GroupedProductTest, BlocksWithoutATileTouchNothing) {
       blocks += counts.blocks;
       EXPECT_EQ(counts.bytes_written, 0) << counts.kernel;
       // begin[] is read plainly, which the checked flavour counts.
-      if (!simt::Checked()) EXPECT_EQ(counts.bytes_read, 0) << counts.kernel;
+      if (!simt::Checked()) {
+        EXPECT_EQ(counts.bytes_read, 0) << counts.kernel;
+      }
     }
     EXPECT_GT(blocks, 0);
   }

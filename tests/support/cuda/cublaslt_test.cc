@@ -204,7 +204,9 @@ TEST_F(CublasLtTest, OuterVectorScalesAreHoppersAlone) {
   const char* cc = getenv("SIMT_CC");
   const int capability = cc ? atoi(cc) : 90;
   Describe({.type = CUDA_R_8F_E4M3, .scale_mode = CUBLASLT_MATMUL_MATRIX_SCALE_OUTER_VEC_32F});
-  if (capability == 90) EXPECT_EQ(Heuristic(), CUBLAS_STATUS_INVALID_VALUE) << "no scales";
+  if (capability == 90) {
+    EXPECT_EQ(Heuristic(), CUBLAS_STATUS_INVALID_VALUE) << "no scales";
+  }
   Set<const void*>(CUBLASLT_MATMUL_DESC_A_SCALE_POINTER, &a_);
   Set<const void*>(CUBLASLT_MATMUL_DESC_B_SCALE_POINTER, &b_);
   EXPECT_EQ(Heuristic(), capability == 90 ? CUBLAS_STATUS_SUCCESS : CUBLAS_STATUS_NOT_SUPPORTED);

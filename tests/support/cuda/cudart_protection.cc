@@ -116,8 +116,10 @@ void ProtectPages(void* pages, size_t bytes) {
     }
   } else if (means.protection == Protection::kPages) {
     simt::MendFaultsWith(&OpenTouched);
-    std::lock_guard lock(AllPages().mu);
-    AllPages().all[static_cast<unsigned char*>(pages)] = {.bytes = bytes};
+    Pages& all = AllPages();
+    std::lock_guard lock(all.mu);
+    all.all[static_cast<unsigned char*>(pages)] = {.bytes = bytes};
+    all.open.reserve(all.all.size());  // the handler allocates nothing
     mprotect(pages, bytes, PROT_NONE);
   }
 }
