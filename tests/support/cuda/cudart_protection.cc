@@ -7,7 +7,7 @@
 #include <cstdlib>
 #include <map>
 #include <mutex>
-#include <vector>
+#include <utility>
 
 #include "kernels/simt/fault.h"
 #include "tests/support/cuda/cudart_config.h"
@@ -49,7 +49,6 @@ struct Range {
 struct Pages {
   std::mutex mu;
   std::map<unsigned char*, Range> all;
-  std::vector<unsigned char*> open;  // those of `all` that are
   int scopes = 0;
 };
 Pages& AllPages() {
@@ -58,7 +57,7 @@ Pages& AllPages() {
 }
 
 // Opens what was touched; false when it may not be. From the handler of a fault: its thread is at
-// an access to device memory, where nobody holds the mutex.
+// an access to device memory, where nobody holds the mutex. Allocates nothing.
 bool OpenTouched(const void* address) {
   const int error = errno;
   auto* const p = static_cast<unsigned char*>(const_cast<void*>(address));
@@ -72,7 +71,6 @@ bool OpenTouched(const void* address) {
   if (!range.open) {  // else another thread was faster
     if (mprotect(it->first, range.bytes, PROT_READ | PROT_WRITE) != 0) return false;
     range.open = true;
-    pages.open.push_back(it->first);
   }
   errno = error;
   return true;
@@ -96,12 +94,9 @@ void Close() {
     Pages& pages = AllPages();
     std::lock_guard lock(pages.mu);
     if (--pages.scopes > 0) return;
-    for (unsigned char* const p : pages.open) {
-      Range& range = pages.all.at(p);
-      mprotect(p, range.bytes, PROT_NONE);
-      range.open = false;
+    for (auto& [p, range] : pages.all) {
+      if (std::exchange(range.open, false)) mprotect(p, range.bytes, PROT_NONE);
     }
-    pages.open.clear();
   }
 }
 
@@ -116,10 +111,8 @@ void ProtectPages(void* pages, size_t bytes) {
     }
   } else if (means.protection == Protection::kPages) {
     simt::MendFaultsWith(&OpenTouched);
-    Pages& all = AllPages();
-    std::lock_guard lock(all.mu);
-    all.all[static_cast<unsigned char*>(pages)] = {.bytes = bytes};
-    all.open.reserve(all.all.size());  // the handler allocates nothing
+    std::lock_guard lock(AllPages().mu);
+    AllPages().all[static_cast<unsigned char*>(pages)] = {.bytes = bytes};
     mprotect(pages, bytes, PROT_NONE);
   }
 }
@@ -128,7 +121,6 @@ void UnprotectPages(void* pages, size_t) {
   if (Chosen().protection != Protection::kPages) return;
   std::lock_guard lock(AllPages().mu);
   AllPages().all.erase(static_cast<unsigned char*>(pages));
-  std::erase(AllPages().open, pages);
 }
 
 bool ProtectsThreads() { return Chosen().protection == Protection::kKeys; }
